@@ -1,0 +1,1 @@
+"""cxrvit-edge: chest radiograph triage with a DenseNet + Vision Transformer network on the edge. Research use only."""

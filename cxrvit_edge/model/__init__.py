@@ -1,0 +1,1 @@
+"""The PyTorch networks, used by train, export and the reference back end only."""

@@ -1,0 +1,82 @@
+"""One description of a network; it is saved with the weights and the network is built from it and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cxrvit_edge.errors import UsageError
+
+CLASSES = ("normal", "other_infection", "covid19")
+
+FINDINGS = (  # the ten CheXpert findings of the paper, section 4.1
+    "no_finding",
+    "cardiomegaly",
+    "lung_opacity",
+    "edema",
+    "consolidation",
+    "pneumonia",
+    "atelectasis",
+    "pneumothorax",
+    "pleural_effusion",
+    "support_devices",
+)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the network of Park, Kim et al. (arXiv 2104.07235, section 3).
+
+    width, layers, heads: the transformer; map_widths: channels after the first three upsizing blocks of the map head
+    (the fourth gives the map); lung_widths: channels of the lung decoder at 32, 64, 128 and 256 pixels.
+    """
+
+    preset: str
+    layers: int
+    heads: int
+    width: int
+    mlp_ratio: int = 4
+    image_size: int = 512
+    stride: int = 32
+    classes: tuple[str, ...] = CLASSES
+    findings: tuple[str, ...] = FINDINGS
+    map_widths: tuple[int, ...] = (128, 64, 32)
+    lung_widths: tuple[int, ...] = (96, 64, 32, 16)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.image_size % self.stride:
+            raise UsageError(f"image_size {self.image_size} is not a multiple of {self.stride}")
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.stride
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> NetworkConfig:
+        values: dict[str, Any] = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise UsageError(
+                f"the checkpoint's config has unknown fields {sorted(unknown)}: use the version that wrote it"
+            )
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fixed)
+
+
+PRESETS = {
+    "paper": NetworkConfig("paper", layers=12, heads=12, width=768, map_widths=(256, 128, 64)),
+    "edge": NetworkConfig("edge", layers=2, heads=6, width=384),  # ours: heads of 64, which fused kernels want
+    "small": NetworkConfig("small", layers=2, heads=4, width=768, map_widths=(256, 128, 64)),  # Table 9
+}
+
+
+def preset(name: str) -> NetworkConfig:
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,31 @@
+"""The severity map head (section 3.3): four upsizing convolution blocks over the tokens, the last with a sigmoid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def upsize(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class MapHead(nn.Module):
+    """tokens (B, D, g, g) -> logits of the severity map (B, 1, 16 g, 16 g); the network applies the sigmoid."""
+
+    def __init__(self, width: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        sizes = [width, *widths]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.out = nn.Conv2d(sizes[-1], 1, 3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = tokens
+        for block in self.blocks:
+            x = block(upsize(x))
+        return self.out(upsize(x))

@@ -1,0 +1,147 @@
+"""Radiograph -> network input, in the paper's order (section 4.4): equalisation, blur, normalisation, resize.
+
+Parameters come from the bundle; the same function serves training, export and the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxrvit_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from cxrvit_edge.radiograph import Radiograph
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """offset and scale apply to 255 x equalised (the PCAM code's constants; the paper states none)."""
+
+    size: int = 512
+    blur_kernel: int = 3
+    blur_sigma: float = 0.8
+    offset: float = 128.0
+    scale: float = 64.0
+    aspect: Literal["pad", "squash"] = "pad"
+
+    def __post_init__(self) -> None:
+        if self.aspect not in ("pad", "squash"):
+            raise UsageError(f"preprocessing aspect is {self.aspect!r}: use 'pad' or 'squash'")
+        if self.size < 32 or self.scale <= 0 or self.blur_kernel % 2 == 0:
+            raise UsageError(f"preprocessing parameters out of range: {self}; size >= 32, scale > 0, odd blur_kernel")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PreprocessConfig:
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise UsageError(f"unknown preprocessing parameters {sorted(unknown)}: this bundle needs a newer version")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the source image of (height, width) lies inside the square of `size`, in pixels of that square."""
+
+    height: int
+    width: int
+    size: int
+    top: int
+    left: int
+    content_height: int
+    content_width: int
+
+    @classmethod
+    def fit(cls, height: int, width: int, size: int, aspect: str) -> Geometry:
+        if aspect == "squash":
+            return cls(height, width, size, 0, 0, size, size)
+        ratio = size / max(height, width)
+        content_height = min(size, max(1, round(height * ratio)))
+        content_width = min(size, max(1, round(width * ratio)))
+        top, left = (size - content_height) // 2, (size - content_width) // 2
+        return cls(height, width, size, top, left, content_height, content_width)
+
+    def content(self, grid: NDArray[Any]) -> NDArray[Any]:
+        """The part of a (h, h) map over the square that covers the source image; a view, rounded outwards."""
+        scale = grid.shape[-1] / self.size
+        top, left = int(self.top * scale), int(self.left * scale)
+        bottom = int(np.ceil((self.top + self.content_height) * scale))
+        right = int(np.ceil((self.left + self.content_width) * scale))
+        return grid[..., top:bottom, left:right]
+
+    def to_source(self, grid: Float32, height: int | None = None, width: int | None = None) -> Float32:
+        """A (h, h) map over the square, resampled onto the source image (or onto height x width of it)."""
+        import cv2
+
+        out_h, out_w = height or self.height, width or self.width
+        cell = self.size / grid.shape[-1]
+        # affine from output pixel centres to map pixel centres
+        sy, sx = self.content_height / out_h / cell, self.content_width / out_w / cell
+        ty = (self.top + 0.5 * self.content_height / out_h) / cell - 0.5
+        tx = (self.left + 0.5 * self.content_width / out_w) / cell - 0.5
+        matrix = np.array([[sx, 0, tx], [0, sy, ty]], dtype=np.float64)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        warped = cv2.warpAffine(grid, matrix, (out_w, out_h), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(warped, dtype=np.float32)
+
+
+def equalisation_table(pixels: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Float32:
+    """Table (256 or 65536,) float32 in [0, 1]: (cdf(v) - cdf_min) / (N - cdf_min) over the valid pixels.
+
+    On 8 bits it equals cv2.equalizeHist / 255 within 1/255. All zeros for an image of one value.
+    """
+    import cv2
+
+    bins = 256 if pixels.dtype == np.uint8 else 65536
+    mask = None if valid is None else valid.view(np.uint8)
+    counts = cv2.calcHist([pixels], [0], mask, [bins], [0, bins]).ravel()
+    cdf = np.cumsum(counts, dtype=np.float64)
+    total = cdf[-1]
+    occupied = counts > 0
+    first = counts[np.argmax(occupied)] if total else 0.0
+    if total <= first:
+        return np.zeros(bins, np.float32)
+    return np.clip((cdf - first) / (total - first), 0.0, 1.0).astype(np.float32)
+
+
+def preprocess(radiograph: Radiograph, config: PreprocessConfig) -> tuple[Float32, Geometry]:
+    """Network input (1, size, size) float32, about [-2, 2], and its geometry. Padding is 0 after normalisation."""
+    import cv2
+
+    pixels = radiograph.pixels  # (H, W)
+    table = equalisation_table(pixels, radiograph.valid)
+    # Blur and resize are linear with weights that sum to one, so the normalisation is folded into the table:
+    # one pass over the full-size image less, equal up to float rounding.
+    table = (255.0 * table - config.offset) / config.scale
+    image = cv2.LUT(pixels, table) if pixels.dtype == np.uint8 else table[pixels]
+    kernel = (config.blur_kernel, config.blur_kernel)
+    image = cv2.GaussianBlur(image, kernel, config.blur_sigma, borderType=cv2.BORDER_REFLECT_101)
+    geometry = Geometry.fit(pixels.shape[0], pixels.shape[1], config.size, config.aspect)
+    content = _resize(image, geometry.content_height, geometry.content_width)
+    out = np.zeros((1, config.size, config.size), np.float32)
+    top, left = geometry.top, geometry.left
+    out[0, top : top + geometry.content_height, left : left + geometry.content_width] = content
+    return out, geometry
+
+
+def _resize(image: Float32, height: int, width: int) -> Float32:
+    """Area averaging on an axis that shrinks, linear on one that grows (cv2 averages only if both shrink)."""
+    import cv2
+
+    h, w = image.shape
+    if height <= h and width <= w:
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+    if height < h:
+        image = np.asarray(cv2.resize(image, (w, height), interpolation=cv2.INTER_AREA), np.float32)
+    elif width < w:
+        image = np.asarray(cv2.resize(image, (width, h), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

@@ -1,0 +1,59 @@
+"""Lung masks -> six zones, ROI pooling, severity array and score (paper, section 3.3 and Fig. 4).
+
+Zones are rows upper, middle, lower and columns image-left, image-right lung.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+UPPER, MIDDLE = 5 / 12, 2 / 3  # of a lung's height, from its top
+LEAST_LUNG = 0.01  # of the image: a smaller lung gives no zones
+LEAST_PART = 0.05  # of the largest component: smaller ones are specks
+
+
+def clean_lung(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w) bool -> its largest component and those over 5 % of it."""
+    import cv2
+
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    keep = np.concatenate([[False], areas >= LEAST_PART * areas.max()])
+    return np.asarray(keep[labels])
+
+
+def split_rows(lung: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """Rows (top, end of upper, end of middle, bottom + 1) of a lung; None if it has no pixel."""
+    rows = np.flatnonzero(lung.any(axis=1))
+    if rows.size == 0:
+        return None
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    height = bottom - top
+    return top, top + round(height * UPPER), top + round(height * MIDDLE), bottom
+
+
+def zone_masks(lung_mask: NDArray[np.floating], *, threshold: float = 0.5) -> NDArray[np.bool_] | None:
+    """lung_mask (2, h, w) in [0, 1] -> (3, 2, h, w) bool; None if either lung is under 1 % of the image."""
+    _, h, w = lung_mask.shape
+    zones = np.zeros((3, 2, h, w), bool)
+    for side in range(2):
+        lung = clean_lung(lung_mask[side] >= threshold)
+        rows = split_rows(lung)
+        if rows is None or lung.sum() < LEAST_LUNG * h * w:
+            return None
+        for zone in range(3):
+            zones[zone, side, rows[zone] : rows[zone + 1]] = lung[rows[zone] : rows[zone + 1]]
+    return zones
+
+
+def severity_array(severity_map: NDArray[np.floating], zones: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """ROI max pooling: map (h, w) in [0, 1] and zones (3, 2, h, w) -> array (3, 2) in [0, 1]; its sum is the score."""
+    out = np.zeros((3, 2), np.float32)
+    for zone in range(3):
+        for side in range(2):
+            inside = severity_map[zones[zone, side]]
+            out[zone, side] = inside.max() if inside.size else 0.0
+    return out
