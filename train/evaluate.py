@@ -57,16 +57,22 @@ def predict(net: TriageNet, loader: Loader) -> Predictions:
     )
 
 
+def brixia_scores(records: Sequence[Record], threshold: float = 1.0) -> NDArray[np.float64]:
+    """(N,) zones of 0-3 at or over `threshold`, counted: the paper's 0-6 score; NaN where unknown."""
+    return np.array([np.nan if r.brixia is None else float((r.brixia >= threshold).sum()) for r in records], np.float64)
+
+
 def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float]:
     """A line for the training log: mean AUC, AUC inside NIH, severity MSE, lung Dice, images without lungs."""
     known = p.labels >= 0
     nih = np.array([r.source == "nih" for r in p.records]) & known
-    scored = [i for i, r in enumerate(p.records) if r.brixia is not None and np.isfinite(p.zones[i]).all()]
     out = {"auc": mean_auc(p.labels[known], p.probabilities[known])}
     out["auc_nih_other"] = auc(p.labels[nih] == 1, p.probabilities[nih, 1] - p.probabilities[nih, 0])
-    if scored:
-        truth = np.array([(p.records[i].brixia >= brixia_threshold).sum() for i in scored], float)  # type: ignore[operator]
-        out["severity_mse"] = severity(truth, p.zones[scored].sum((1, 2))).mse
+    truth = brixia_scores(p.records, brixia_threshold)
+    score = p.zones.sum((1, 2)).astype(np.float64)
+    scored = np.isfinite(truth) & np.isfinite(score)
+    if scored.any():
+        out["severity_mse"] = severity(truth[scored], score[scored]).mse
     for kind in sorted({r.lungs_kind for r in p.records if r.lungs_kind}):
         out[f"dice_{kind}"] = float(
             np.nanmean([d for d, r in zip(p.lung_dice, p.records, strict=True) if r.lungs_kind == kind])
@@ -79,7 +85,7 @@ def diagnosis_intervals(p: Predictions) -> dict[str, Estimate]:
     """Per class AUC with DeLong, the mean with a cluster bootstrap over patients."""
     known = np.flatnonzero(p.labels >= 0)
     labels, probabilities = p.labels[known], p.probabilities[known]
-    patients = [p.records[i].patient for i in known]
+    patients = [p.records[int(i)].patient for i in known]
     out = {name: delong(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)}
     out["mean"] = cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients)
     return out

@@ -24,7 +24,7 @@ class TriageLogits(NamedTuple):
 
 
 class TriageNet(nn.Module):
-    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2), maps in [0, 1]."""
+    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2); maps in 0-1."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
