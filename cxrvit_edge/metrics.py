@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -29,7 +30,7 @@ def _midranks(x: Array) -> Array:
     ranks = np.empty(len(x))
     ordered = x[order]
     edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         ranks[order[start:stop]] = 0.5 * (start + stop - 1) + 1
     return ranks
 

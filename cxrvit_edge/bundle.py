@@ -1,0 +1,237 @@
+"""The bundle, the one thing that travels from the workshop to the edge: a folder with manifest.json, or its .zip.
+
+Every file is verified by SHA-256 when the bundle is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cxrvit_edge.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+MAX_UNZIPPED = 4 * 1024**3  # bytes: a zip that claims more is refused before anything is written
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a session may be from the golden outputs: largest logit difference, mean map difference."""
+
+    logits: float
+    maps: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One precision: a file for each graph of the view map, and what was recorded about it."""
+
+    name: str
+    files: Mapping[str, str]  # graph -> file in the bundle
+    tolerance: Tolerance
+    opset: int
+    golden: str  # file with the outputs of its own exact arithmetic
+    parity: Mapping[str, Any] | None = None
+    calibration: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Where a lung mask stops looking like a frontal chest. Areas are fractions of the radiograph.
+
+    least_lungs: area of both lungs together; least_confidence: mean mask value inside the mask.
+    """
+
+    least_lungs: float
+    least_confidence: float
+
+
+@dataclass(frozen=True)
+class PriorityTable:
+    """flagged: classes that raise the priority; urgent_score: severity score from which a flagged study is urgent.
+
+    order: ranks of the worklist, most urgent first.
+    """
+
+    flagged: tuple[str, ...] = ("covid19", "other_infection")
+    urgent_score: float = 3.0
+    order: tuple[str, ...] = ("urgent", "review", "elevated", "routine")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the bundle says of itself. `raw` is the whole of manifest.json."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    operating_points: Mapping[str, float]
+    temperature: float
+    views: Mapping[str, str]  # {"any": graph} or {"PA": graph, "AP": graph}
+    variants: Mapping[str, Variant]
+    files: Mapping[str, str]  # file -> SHA-256
+    guard: Guard
+    golden_inputs: str
+    intended_use: str
+    priority: PriorityTable = field(default_factory=PriorityTable)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str) -> Manifest:
+        schema = raw.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            hint = "update cxrvit-edge" if newer else "export it again"
+            raise BundleError(f"{where}: schema {schema!r}, this version reads {SCHEMA}; {hint}")
+        try:
+            table = raw["priority"]
+            return cls(
+                name=str(raw["name"]),
+                classes=tuple(raw["classes"]),
+                preprocessing=raw["preprocessing"],
+                operating_points={k: float(v) for k, v in raw["operating_points"].items()},
+                temperature=float(raw["temperature"]),
+                views=raw["views"],
+                variants={name: _variant(name, v) for name, v in raw["variants"].items()},
+                files=raw["files"],
+                guard=Guard(**raw["guard"]),
+                golden_inputs=str(raw["golden_inputs"]),
+                intended_use=str(raw["intended_use"]),
+                priority=PriorityTable(tuple(table["flagged"]), float(table["urgent_score"]), tuple(table["order"])),
+                raw=raw,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"{where}: a field is missing or of the wrong kind ({error}); export it again") from error
+
+
+def _variant(name: str, v: Mapping[str, Any]) -> Variant:
+    return Variant(
+        name=name,
+        files=v["files"],
+        tolerance=Tolerance(float(v["tolerance"]["logits"]), float(v["tolerance"]["maps"])),
+        opset=int(v["opset"]),
+        golden=str(v["golden"]),
+        parity=v.get("parity"),
+        calibration=v.get("calibration"),
+    )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """root: the folder; sha256: of manifest.json, which names every other file's, so it stands for the whole."""
+
+    root: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, path: str | Path | None = None) -> Bundle:
+        """Open and verify; None is the embedded bundle. BundleError says what is wrong with which file."""
+        root = Path(path) if path is not None else default_path()
+        if root.is_file() and zipfile.is_zipfile(root):
+            root = _unzipped(root)
+        manifest_path = root / MANIFEST
+        try:
+            data = manifest_path.read_bytes()
+        except OSError as error:
+            hint = "name a folder made by `python -m export`, or its .zip"
+            raise BundleError(f"{root}: no bundle here ({manifest_path.name}: {error.strerror}); {hint}") from error
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise BundleError(f"{manifest_path}: not valid JSON ({error}); copy the bundle again") from error
+        if not isinstance(raw, dict):
+            raise BundleError(f"{manifest_path}: not a manifest; export the bundle again")
+        manifest = Manifest.from_dict(raw, str(manifest_path))
+        bundle = cls(root, manifest, hashlib.sha256(data).hexdigest())
+        bundle._verify()
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Path of a listed file. BundleError on any other name."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.root}: {name!r} is not listed in {MANIFEST}; export the bundle again")
+        return self.root / name
+
+    def variant(self, name: str) -> Variant:
+        if name not in self.manifest.variants:
+            have = ", ".join(self.manifest.variants)
+            raise BundleError(f"{self.root}: no {name!r} variant (it has {have}); choose one of these or export it")
+        return self.manifest.variants[name]
+
+    def graph_for(self, view: str) -> str:
+        """Graph of a view. Unknown in a PA/AP bundle is judged by the AP graph (and its finding marked `review`)."""
+        views = self.manifest.views
+        if "any" in views:
+            return views["any"]
+        return views["PA"] if view == "PA" else views["AP"]
+
+    @property
+    def view_matters(self) -> bool:
+        return "any" not in self.manifest.views
+
+    def _verify(self) -> None:
+        for name, expected in self.manifest.files.items():
+            path = self.root / name
+            if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+                raise BundleError(f"{self.root}: {MANIFEST} names {name!r}, outside the bundle; do not use this bundle")
+            try:
+                with path.open("rb") as f:
+                    actual = _sha256(f)
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
+            if actual != expected:
+                raise BundleError(
+                    f"{path}: its SHA-256 is not the manifest's: changed or damaged; copy the bundle again"
+                )
+
+
+def default_path() -> Path:
+    """The bundle that ships in the package."""
+    return Path(__file__).parent / "bundles" / "default"
+
+
+def cache_dir() -> Path:
+    """This user's cache: unzipped bundles, engines, records of golden checks."""
+    base = os.environ.get("CXRVIT_EDGE_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    home = Path(base) if base else Path.home() / ".cache"
+    return home / "cxrvit-edge"
+
+
+def _sha256(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _unzipped(path: Path) -> Path:
+    """The zip's content in the cache, under its hash; extracted whole or not at all."""
+    with path.open("rb") as f:
+        target = cache_dir() / "bundles" / _sha256(f)[:32]
+    if (target / MANIFEST).is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        if sum(i.file_size for i in z.infolist()) > MAX_UNZIPPED:
+            raise BundleError(f"{path}: unzips to over {MAX_UNZIPPED >> 30} GB; this is no bundle of ours")
+        manifests = [n for n in z.namelist() if Path(n).name == MANIFEST]
+        if not manifests:
+            raise BundleError(f"{path}: holds no {MANIFEST}; zip the bundle's folder again")
+        z.extractall(temporary)  # zipfile itself drops absolute paths and '..'
+        inner = Path(temporary) / Path(min(manifests, key=len)).parent
+        try:
+            inner.replace(target)
+        except OSError:  # another process was first
+            if not (target / MANIFEST).is_file():
+                raise
+    return target

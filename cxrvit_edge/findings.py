@@ -1,0 +1,133 @@
+"""Network outputs and the bundle's operating points -> Finding, the result of one input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.errors import InputError, Reason, Status
+from cxrvit_edge.preprocess import Geometry
+from cxrvit_edge.radiograph import View
+from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.zones import severity_array, zone_masks
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Severity:
+    """score: 0-6, the sum of zones (3 x 2: upper to lower; image-left, image-right); None without lungs."""
+
+    score: float | None = None
+    zones: tuple[tuple[float, float], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the network says of one radiograph."""
+
+    probabilities: dict[str, float]
+    label: str
+    flags: dict[str, bool]
+    severity: Severity
+    priority: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One input's line in results.jsonl; the fields of Judgement are None unless status is ok.
+
+    file: POSIX path as reached from the PATH given; reason: {code, message} or None; timings_ms: by stage.
+    """
+
+    file: str
+    status: Status
+    sha256: str | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+    reason: dict[str, str] | None = None
+    warnings: tuple[str, ...] = ()
+    view: View = "unknown"
+    probabilities: dict[str, float] | None = None
+    label: str | None = None
+    flags: dict[str, bool] | None = None
+    severity: Severity | None = None
+    priority: str = "review"
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    bundle: str = ""
+    backend: str = ""
+    precision: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        severity = self.severity and {"score": self.severity.score, "zones": self.severity.zones}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {"schema": SCHEMA, **values, "warnings": list(self.warnings), "severity": severity}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Finding:
+        """Inverse of to_dict. ValueError if it is no line of ours."""
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"schema {values.get('schema')!r}, not {SCHEMA}")
+        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
+        if known.get("severity") is not None:
+            zones = known["severity"]["zones"]
+            known["severity"] = Severity(known["severity"]["score"], zones and tuple(tuple(z) for z in zones))
+        known["warnings"] = tuple(known.get("warnings") or ())
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Geometry) -> Judgement:
+    """Row `index` of a batch's outputs -> Judgement.
+
+    InputError: not_finite (the network gave no number) or not_a_chest (no lungs worth the name were found).
+    """
+    m = bundle.manifest
+    logits = outputs.logits[index].astype(np.float64)
+    lungs, severity_map = outputs.lung_mask[index], outputs.severity_map[index, 0]
+    if not (np.isfinite(logits).all() and np.isfinite(lungs).all() and np.isfinite(severity_map).all()):
+        raise InputError(Reason.NOT_FINITE, "the network gave values that are not finite; run `cxrvit-edge doctor`")
+    check_lungs(lungs, bundle, geometry)
+    scaled = logits / m.temperature
+    exp = np.exp(scaled - scaled.max())
+    p = exp / exp.sum()
+    probabilities = {name: round(float(v), 6) for name, v in zip(m.classes, p, strict=True)}
+    flags = {name: bool(value >= m.operating_points[name]) for name, value in zip(m.classes, p, strict=True)}
+    zones = zone_masks(lungs)
+    severity = Severity()
+    if zones is not None:
+        array = severity_array(severity_map, zones)
+        rows = tuple((round(float(a), 4), round(float(b), 4)) for a, b in array)
+        severity = Severity(round(sum(a + b for a, b in rows), 4), rows)
+    priority = _priority(flags, severity, bundle, view)
+    return Judgement(probabilities, m.classes[int(p.argmax())], flags, severity, priority)
+
+
+def check_lungs(lungs: np.ndarray, bundle: Bundle, geometry: Geometry) -> None:
+    """InputError not_a_chest if lungs (2, h, w) are too small or too faint for a frontal chest radiograph."""
+    guard = bundle.manifest.guard
+    content = geometry.content(lungs)
+    inside = content >= 0.5
+    area = float(inside.any(axis=0).mean())
+    confidence = float(content[inside].mean()) if inside.any() else 0.0
+    if area < guard.least_lungs or confidence < guard.least_confidence:
+        raise InputError(
+            Reason.NOT_A_CHEST,
+            f"no lungs found ({area:.1%} of the image, confidence {confidence:.2f}): not an upright frontal chest "
+            "radiograph, or one that this network cannot judge; look at it",
+        )
+
+
+def _priority(flags: Mapping[str, bool], severity: Severity, bundle: Bundle, view: View) -> str:
+    table = bundle.manifest.priority
+    if severity.score is None or (bundle.view_matters and view == "unknown"):
+        return "review"
+    if not any(flags[name] for name in table.flagged):
+        return "routine"
+    return "urgent" if severity.score >= table.urgent_score else "elevated"

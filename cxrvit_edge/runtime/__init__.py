@@ -1,0 +1,1 @@
+"""Back ends behind one protocol (session.py), and the choice among them (select.py)."""
