@@ -24,8 +24,11 @@ def save(
 
     metadata = {"config": config.to_json(), "extra": json.dumps(dict(extra or {})), "format": "cxrvit-edge"}
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-    temporary.replace(path)
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], NetworkConfig, dict[str, Any]]:
@@ -38,16 +41,24 @@ def load(path: Path) -> tuple[dict[str, Tensor], NetworkConfig, dict[str, Any]]:
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such checkpoint; name the .safetensors file that training wrote") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error}); name a .safetensors file that you may read") from error
     except SafetensorError as error:
         raise BundleError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from error
     if "config" not in metadata:
         raise BundleError(f"{path}: no network config in its header; it was not written by this project")
-    return tensors, NetworkConfig.from_json(metadata["config"]), json.loads(metadata.get("extra", "{}"))
+    try:
+        return tensors, NetworkConfig.from_json(metadata["config"]), json.loads(metadata.get("extra", "{}"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: its header is damaged ({error}); copy it again") from error
 
 
 def network(tensors: Mapping[str, Tensor], config: NetworkConfig, *, name: str = "checkpoint") -> TriageNet:
     """The network in eval mode, float32 arithmetic on the stored weights. Heads that only train may be absent."""
     net = TriageNet(config)
+    own = net.state_dict()
+    if other := [k for k, v in tensors.items() if k in own and v.shape != own[k].shape]:
+        raise BundleError(f"{name}: weights do not fit preset {config.preset!r}: other shapes in {other[:3]}")
     missing, unexpected = net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
     missing = [k for k in missing if not k.startswith("pcam.") and not k.endswith("num_batches_tracked")]
     if missing or unexpected:

@@ -43,11 +43,12 @@ class NetworkConfig:
     findings: tuple[str, ...] = FINDINGS
     map_widths: tuple[int, ...] = (128, 64, 32)
     lung_widths: tuple[int, ...] = (96, 64, 32, 16)
+    folded: bool = False  # BatchNorm that follows a convolution is folded into it: the form that is exported
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.image_size % self.stride:
+        if self.stride < 1 or self.image_size % self.stride:
             raise UsageError(f"image_size {self.image_size} is not a multiple of {self.stride}")
 
     @property

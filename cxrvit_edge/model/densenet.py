@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxrvit_edge.errors import UsageError
+
 BLOCKS = (6, 12, 24, 16)
 GROWTH = 32
 STEM = 64
@@ -33,11 +35,11 @@ class CHANNELS:
 
 
 class DenseLayer(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, folded: bool) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, BOTTLENECK * GROWTH, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(BOTTLENECK * GROWTH)
+        self.conv1 = nn.Conv2d(channels, BOTTLENECK * GROWTH, 1, bias=folded)
+        self.norm2 = nn.Identity() if folded else nn.BatchNorm2d(BOTTLENECK * GROWTH)
         self.conv2 = nn.Conv2d(BOTTLENECK * GROWTH, GROWTH, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,10 +48,10 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    def __init__(self, layers: int, channels: int) -> None:
+    def __init__(self, layers: int, channels: int, folded: bool) -> None:
         super().__init__()
         for i in range(layers):
-            self.add_module(f"denselayer{i + 1}", DenseLayer(channels + i * GROWTH))
+            self.add_module(f"denselayer{i + 1}", DenseLayer(channels + i * GROWTH, folded))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.children():
@@ -70,14 +72,14 @@ class Transition(nn.Module):
 class DenseNet121(nn.Module):
     """image (B, 1, H, W) -> Features."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, folded: bool = False) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
-        layers["conv0"] = nn.Conv2d(1, STEM, 7, stride=2, padding=3, bias=False)
-        layers["norm0"] = nn.BatchNorm2d(STEM)
+        layers["conv0"] = nn.Conv2d(1, STEM, 7, stride=2, padding=3, bias=folded)
+        layers["norm0"] = nn.Identity() if folded else nn.BatchNorm2d(STEM)
         channels = STEM
         for i, n in enumerate(BLOCKS, 1):
-            layers[f"denseblock{i}"] = DenseBlock(n, channels)
+            layers[f"denseblock{i}"] = DenseBlock(n, channels, folded)
             channels += n * GROWTH
             if i < len(BLOCKS):
                 layers[f"transition{i}"] = Transition(channels)
@@ -117,7 +119,7 @@ def adapt_public_weights(
     Old key names (`norm.1`) are renamed and the classifier is dropped. A 3-channel first convolution is folded to one
     channel: it saw (g - mean) / std of a gray level g in [0, 1] on three channels, ours sees (255 g - offset) / scale.
     g = (scale x + offset) / 255, so w1 = sum_c w_c scale / (255 std_c); the constant term goes into norm0's mean
-    (exact but for the zero padding at the border).
+    (exact but for the zero padding at the border). UsageError on another network's weights.
     """
     out: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -127,7 +129,9 @@ def adapt_public_weights(
         if match := _OLD_NAME.fullmatch(name):
             name = match.group(1) + match.group(2)
         out[name] = value
-    conv = out["features.conv0.weight"]
+    conv = out.get("features.conv0.weight")
+    if conv is None or conv.ndim != 4 or conv.shape[1] not in (1, 3):
+        raise UsageError("no features.conv0.weight of 1 or 3 channels in these weights; give DenseNet-121's state dict")
     if conv.shape[1] == 3:
         m = torch.tensor(mean, dtype=conv.dtype).view(1, 3, 1, 1)
         s = torch.tensor(std, dtype=conv.dtype).view(1, 3, 1, 1)

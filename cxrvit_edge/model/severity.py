@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def conv_norm_relu(channels: int, out: int, kernel: int, *, folded: bool) -> nn.Sequential:
+    norm = nn.Identity() if folded else nn.BatchNorm2d(out)
+    return nn.Sequential(nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=folded), norm, nn.ReLU())
+
+
 def upsize(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
@@ -16,13 +21,10 @@ def upsize(x: Tensor) -> Tensor:
 class MapHead(nn.Module):
     """tokens (B, D, g, g) -> logits of the severity map (B, 1, 16 g, 16 g); the network applies the sigmoid."""
 
-    def __init__(self, width: int, widths: Sequence[int]) -> None:
+    def __init__(self, width: int, widths: Sequence[int], *, folded: bool = False) -> None:
         super().__init__()
         sizes = [width, *widths]
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in pairwise(sizes)
-        )
+        self.blocks = nn.ModuleList(conv_norm_relu(a, b, 3, folded=folded) for a, b in pairwise(sizes))
         self.out = nn.Conv2d(sizes[-1], 1, 3, padding=1)
 
     def forward(self, tokens: Tensor) -> Tensor:

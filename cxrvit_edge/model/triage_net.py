@@ -30,12 +30,12 @@ class TriageNet(nn.Module):
         super().__init__()
         self.config = config
         channels = CHANNELS.s32
-        self.backbone = DenseNet121()
+        self.backbone = DenseNet121(folded=config.folded)
         self.pcam = PCAM(channels, len(config.findings))
         self.encoder = Encoder(channels, config.width, config.layers, config.heads, config.mlp_ratio, config.grid)
         self.diagnosis = nn.Linear(config.width, len(config.classes))
-        self.severity = MapHead(config.width, config.map_widths)
-        self.lungs = LungDecoder(config.lung_widths)
+        self.severity = MapHead(config.width, config.map_widths, folded=config.folded)
+        self.lungs = LungDecoder(config.lung_widths, folded=config.folded)
 
     def training_forward(self, image: Tensor) -> TriageLogits:
         features = self.backbone(image)

@@ -22,7 +22,7 @@ def _onnxruntime(bundle: Bundle, variant: str, graph: str, threads: int) -> Sess
     return OnnxRuntimeSession(path, precision=variant, threads=threads)
 
 
-def _torch(bundle: Bundle, variant: str, graph: str, threads: int) -> Session:
+def _torch(bundle: Bundle, _variant: str, graph: str, threads: int) -> Session:
     from cxrvit_edge.runtime.torch import TorchSession
 
     return TorchSession(_weights(bundle, graph), threads=threads)

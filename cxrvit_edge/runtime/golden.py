@@ -1,0 +1,143 @@
+"""The golden check: a session must reproduce the bundle's golden outputs on this box before it is used.
+
+A pass is recorded in the user's cache under the engine's key, so it is repeated only when graph, back end, version,
+machine or golden set change, or when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cxrvit_edge.bundle import Bundle, cache_dir
+from cxrvit_edge.errors import BundleError, ParityError
+from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
+from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime.session import Outputs, Session
+
+PREPROCESS_TOLERANCE = 2 / 255  # before normalisation: other builds of OpenCV round otherwise
+MAP_STEPS = 65535  # maps are stored as uint16
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest logit difference and mean map difference over the golden set."""
+
+    logits: float
+    maps: float
+
+
+def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: bool = False) -> None:
+    """ParityError if `session` departs from its own variant's golden outputs; quick if a pass is on record."""
+    record = cache_dir() / "golden" / f"{key(bundle, variant, graph, session)}.json"
+    if not again and record.is_file():
+        return
+    inputs = load_inputs(bundle)
+    found = compare(session.run(inputs), load_outputs(bundle, variant, graph))
+    allowed = bundle.variant(variant).tolerance
+    if not (found.logits <= allowed.logits and found.maps <= allowed.maps):  # NaN fails too
+        record.unlink(missing_ok=True)
+        raise ParityError(
+            f"{session.backend} {session.version} {variant} does not reproduce the golden outputs on this box: "
+            f"logits differ by {found.logits:.2e} (at most {allowed.logits:.0e}), maps by {found.maps:.2e} on average "
+            f"(at most {allowed.maps:.0e}); do not use it here, take --backend onnxruntime --precision fp32"
+        )
+    _record(record, session, variant, found)
+
+
+def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
+    """Hash of everything that a pass depends on."""
+    files, spec = bundle.manifest.files, bundle.variant(variant)
+    parts = (
+        files[spec.files[graph]],
+        *(files[str(w)] for w in sorted(set(bundle.manifest.raw["weights"].values()))),
+        files[bundle.manifest.golden_inputs],
+        files[spec.golden],
+        session.backend,
+        session.version,
+        variant,
+        graph,
+        platform.system(),
+        platform.machine(),
+        _processor(),
+        np.__version__,
+        _cv2_version(),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def load_inputs(bundle: Bundle) -> Float32:
+    """The golden radiographs through this box's preprocessing: (N, 1, S, S).
+
+    ParityError if it departs from the stored tensors: the input scale is part of the contract.
+    """
+    config = PreprocessConfig.from_dict(bundle.manifest.preprocessing)
+    path = bundle.file(bundle.manifest.golden_inputs)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            expected = stored["inputs"]  # (N, S, S) uint8: 255 x before normalisation
+            pixels = [stored[f"pixels_{i}"] for i in range(len(expected))]
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: not a golden set ({error}); export the bundle again") from error
+    tensors = np.stack([preprocess(Radiograph(p), config)[0] for p in pixels])
+    before = (tensors[:, 0] * config.scale + config.offset) / 255.0
+    worst = float(np.abs(before - expected / 255.0).max())
+    if not worst <= PREPROCESS_TOLERANCE:
+        raise ParityError(
+            f"preprocessing on this box departs from the bundle's by {worst:.4f} of full scale (at most "
+            f"{PREPROCESS_TOLERANCE:.4f}); OpenCV {_cv2_version()} is at fault: install another version of it"
+        )
+    return tensors
+
+
+def load_outputs(bundle: Bundle, variant: str, graph: str) -> Outputs:
+    """Stored outputs of a variant's own exact arithmetic."""
+    path = bundle.file(bundle.variant(variant).golden)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            maps = [stored[f"{graph}.{name}"].astype(np.float32) / MAP_STEPS for name in ("severity_map", "lung_mask")]
+            return Outputs(stored[f"{graph}.logits"], *maps)
+    except (OSError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: not golden outputs ({error}); export the bundle again") from error
+
+
+def compare(outputs: Outputs, expected: Outputs) -> Difference:
+    maps = max(
+        float(np.abs(outputs.severity_map - expected.severity_map).mean()),
+        float(np.abs(outputs.lung_mask - expected.lung_mask).mean()),
+    )
+    return Difference(float(np.abs(outputs.logits - expected.logits).max()), maps)
+
+
+def _record(path: Path, session: Session, variant: str, found: Difference) -> None:
+    """Best effort: without a writable cache the check simply runs each time."""
+    body = {"backend": session.backend, "version": session.version, "precision": variant, **vars(found)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_text(json.dumps(body))
+        temporary.replace(path)
+    except OSError:
+        return
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("model name", "CPU part")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _cv2_version() -> str:
+    from importlib.metadata import version
+
+    return version("opencv-python-headless")

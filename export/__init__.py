@@ -1,0 +1,1 @@
+"""Checkpoint -> bundle, run from a checkout: `python -m export --help`."""
