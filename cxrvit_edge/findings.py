@@ -13,7 +13,7 @@ from cxrvit_edge.errors import InputError, Reason, Status
 from cxrvit_edge.preprocess import Geometry
 from cxrvit_edge.radiograph import View
 from cxrvit_edge.runtime.session import Outputs
-from cxrvit_edge.zones import severity_array, zone_masks
+from cxrvit_edge.zones import lung_extent, severity_array, zone_masks
 
 SCHEMA = 1
 
@@ -112,10 +112,7 @@ def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Ge
 def check_lungs(lungs: np.ndarray, bundle: Bundle, geometry: Geometry) -> None:
     """InputError not_a_chest if lungs (2, h, w) are too small or too faint for a frontal chest radiograph."""
     guard = bundle.manifest.guard
-    content = geometry.content(lungs)
-    inside = content >= 0.5
-    area = float(inside.any(axis=0).mean())
-    confidence = float(content[inside].mean()) if inside.any() else 0.0
+    area, confidence = lung_extent(geometry.content(lungs))
     if area < guard.least_lungs or confidence < guard.least_confidence:
         raise InputError(
             Reason.NOT_A_CHEST,

@@ -25,6 +25,13 @@ def clean_lung(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(keep[labels])
 
 
+def lung_extent(lung_mask: NDArray[np.floating]) -> tuple[float, float]:
+    """(2, h, w) in [0, 1] over the radiograph -> area of both lungs as a fraction of it, mean mask value inside."""
+    inside = lung_mask >= 0.5
+    area = float(inside.any(axis=0).mean())
+    return area, float(lung_mask[inside].mean()) if area else 0.0
+
+
 def split_rows(lung: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     """Rows (top, end of upper, end of middle, bottom + 1) of a lung; None if it has no pixel."""
     rows = np.flatnonzero(lung.any(axis=1))

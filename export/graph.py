@@ -47,7 +47,11 @@ def trace(net: TriageNet) -> onnx.ModelProto:
     assert program is not None
     model = program.model
     _simplify(model)
-    return ir.to_proto(model)
+    proto = ir.to_proto(model)
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info):
+        part.ClearField("metadata_props")  # stack traces of the machine it was traced on
+        part.ClearField("doc_string")
+    return proto
 
 
 def _simplify(model: ir.Model) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +49,8 @@ def predict(net: TriageNet, loader: Loader) -> Predictions:
             for i in range(len(maps)):
                 found = zone_masks(lungs[i])
                 zones.append(np.full((3, 2), np.nan) if found is None else severity_array(maps[i, 0], found))
-                truth = batch.lungs[i].numpy() >= 0.5
-                dices.append(dice(lungs[i] >= 0.5, truth) if bool(batch.has_lungs[i]) else np.nan)
+                truth = batch.lungs[i].numpy().max(0) >= 0.5
+                dices.append(dice(lungs[i].max(0) >= 0.5, truth) if bool(batch.has_lungs[i]) else np.nan)
     return Predictions(
         [loader.records[i] for i in loader.index],
         np.concatenate(logits),
@@ -81,11 +83,80 @@ def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float
     return {k: round(v, 4) for k, v in out.items()}
 
 
-def diagnosis_intervals(p: Predictions) -> dict[str, Estimate]:
-    """Per class AUC with DeLong, the mean with a cluster bootstrap over patients."""
+def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
+    """The paper's figures (section 4.4) with 95 % intervals, as plain values for JSON.
+
+    Pooled and inside each source that has two classes; sensitivity, specificity and accuracy at the operating points;
+    severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
+    """
     known = np.flatnonzero(p.labels >= 0)
-    labels, probabilities = p.labels[known], p.probabilities[known]
+    labels = p.labels[known]
     patients = [p.records[int(i)].patient for i in known]
-    out = {name: delong(labels == k, probabilities[:, k]) for k, name in enumerate(CLASSES)}
-    out["mean"] = cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients)
+    sources = np.array([p.records[int(i)].source for i in known])
+    scaled = p.logits[known].astype(np.float64) / temperature
+    probabilities = np.exp(scaled - scaled.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    out: dict[str, Any] = {"images": len(p.records), "labelled": len(known), "patients": len(set(patients))}
+    out["auc"] = {name: _plain(delong(labels == k, probabilities[:, k])) for k, name in enumerate(CLASSES)}
+    out["auc"]["mean"] = _plain(cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients))
+    within: dict[str, Any] = {}
+    for source in sorted(set(sources)):
+        chosen = np.flatnonzero(sources == source)
+        present = sorted(set(labels[chosen]))
+        for a, b in combinations(present, 2):
+            pair = chosen[np.isin(labels[chosen], (a, b))]
+            margin = scaled[pair, b] - scaled[pair, a]
+            interval = cluster_bootstrap(
+                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
+                [patients[int(i)] for i in pair],
+            )
+            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
+            within[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**_plain(interval), "images": counts}
+    out["auc_within_source"] = within
+    out["operating_points"] = {
+        name: _at_threshold(labels == k, probabilities[:, k] >= operating_points[name])
+        for k, name in enumerate(CLASSES)
+    }
+    out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in (1.0, 2.0)}
+    kinds = sorted({r.lungs_kind for r in p.records if r.lungs_kind})
+    out["lung_dice"] = {kind: _dice(p, kind) for kind in kinds}
+    out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())
     return out
+
+
+def _plain(e: Estimate) -> dict[str, float | None]:
+    values = {"value": e.value, "low": e.low, "high": e.high}
+    return {k: round(v, 4) if np.isfinite(v) else None for k, v in values.items()}
+
+
+def _at_threshold(positive: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> dict[str, float]:
+    values = {
+        "sensitivity": flagged[positive].mean() if positive.any() else np.nan,
+        "specificity": (~flagged[~positive]).mean() if (~positive).any() else np.nan,
+        "accuracy": (flagged == positive).mean(),
+    }
+    return {k: round(float(v), 4) for k, v in values.items()}
+
+
+def _severity(p: Predictions, threshold: float) -> dict[str, Any]:
+    """Score against counted Brixia zones, beside the best constant."""
+    truth, score = brixia_scores(p.records, threshold), p.zones.sum((1, 2)).astype(np.float64)
+    scored = np.flatnonzero(np.isfinite(truth) & np.isfinite(score))
+    if scored.size == 0:
+        return {"images": 0}
+    t, s = truth[scored], score[scored]
+    mse = cluster_bootstrap(lambda i: float(((t[i] - s[i]) ** 2).mean()), [p.records[int(i)].patient for i in scored])
+    figures = {k: round(v, 4) for k, v in asdict(severity(t, s)).items()}
+    return {
+        "images": int(scored.size),
+        **figures,
+        "mse_interval": _plain(mse),
+        "mse_constant": round(float(t.var()), 4),
+    }
+
+
+def _dice(p: Predictions, kind: str) -> dict[str, Any]:
+    chosen = [i for i, r in enumerate(p.records) if r.lungs_kind == kind]
+    values = p.lung_dice[chosen]
+    interval = cluster_bootstrap(lambda i: float(values[i].mean()), [p.records[i].patient for i in chosen])
+    return {"images": len(chosen), **_plain(interval)}

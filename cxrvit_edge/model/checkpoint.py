@@ -26,6 +26,7 @@ def save(
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors writes 0600, which other users of a box could not read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

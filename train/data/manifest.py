@@ -17,6 +17,7 @@ LABELS = {"normal": 0, "other": 1, "other_infection": 1, "covid": 2, "covid19": 
 REUSABLE = ("yes", "non-commercial", "terms")  # licence classes that published weights may be trained on
 MASK_KINDS = ("generalblockchain", "shenzhen", "lungvae")  # by preference; v7 covers heart and diaphragm: left out
 
+_BRIXIA = tuple(f"S-{zone}" for zone in "ABCDEF")
 _NIH = {
     "Cardiomegaly": "cardiomegaly",
     "Infiltration": "lung_opacity",
@@ -30,12 +31,14 @@ _NIH = {
 
 
 def read(folder: Path, *, reuse: Sequence[str] | None = None, masks: Sequence[str] = MASK_KINDS) -> list[Record]:
-    """Records of `folder`, those of the given licence classes (None: all). UsageError on a wrong layout."""
+    """Records of `folder` or its manifest.csv, of the licence classes (None: all). UsageError on a wrong layout."""
+    folder = folder.parent if folder.is_file() else folder
     rows = _rows(folder / "manifest.csv", ("path", "label", "view", "group_id", "source", "reuse", "split"))
-    brixia = {r["path"]: _brixia(r) for r in _optional(folder / "severity.csv")}
+    severity = folder / "severity.csv"
+    brixia = {r["path"]: _brixia(severity, r) for r in _optional(severity, ("path", *_BRIXIA))}
     lungs: dict[str, tuple[str, str]] = {}
     for kind in masks:
-        for r in _optional(folder / "masks" / "masks.csv"):
+        for r in _optional(folder / "masks" / "masks.csv", ("mask_path", "image_path", "kind")):
             if r["kind"] == kind:
                 lungs.setdefault(r["image_path"], (r["mask_path"], kind))
     records = []
@@ -62,8 +65,11 @@ def read(folder: Path, *, reuse: Sequence[str] | None = None, masks: Sequence[st
                 reuse=r["reuse"],
             )
         )
-    if absent := [r.path for r in records if not r.path.is_file()]:
-        raise UsageError(f"{folder}: {len(absent)} listed images are absent, first {absent[0]}; restore or unlist them")
+    if not records:
+        raise UsageError(f"{folder}: none of its {len(rows)} images has a licence in: {', '.join(reuse or ())}")
+    files = [p for r in records for p in (r.path, r.lungs) if p is not None]
+    if absent := [p for p in files if not p.is_file()]:
+        raise UsageError(f"{folder}: {len(absent)} listed files are absent, first {absent[0]}; restore or unlist them")
     return records
 
 
@@ -77,13 +83,22 @@ def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         return list(reader)
 
 
-def _optional(path: Path) -> list[dict[str, str]]:
-    return _rows(path, ()) if path.is_file() else []
+def _optional(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    return _rows(path, columns) if path.is_file() else []
 
 
-def _brixia(row: dict[str, str]) -> NDArray[np.float32]:
+def _brixia(table: Path, row: dict[str, str]) -> NDArray[np.float32]:
     """Senior radiologist's zones A-F: A, B, C image-left from the top, D, E, F image-right."""
-    a, b, c, d, e, f = (float(row[f"S-{zone}"]) for zone in "ABCDEF")
+    scores = []
+    for column in _BRIXIA:
+        try:
+            score = float(row[column])
+        except (ValueError, TypeError):
+            score = -1.0
+        if score not in (0.0, 1.0, 2.0, 3.0):
+            raise UsageError(f"{table}: {row['path']} has {column} {row[column]!r}; use 0, 1, 2 or 3")
+        scores.append(score)
+    a, b, c, d, e, f = scores
     return np.array([[a, d], [b, e], [c, f]], np.float32)
 
 

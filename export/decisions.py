@@ -1,0 +1,53 @@
+"""What is chosen on the validation split: temperature, operating points, the input guard's bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxrvit_edge.bundle import Guard
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.metrics import threshold_at_sensitivity
+
+SENSITIVITY = 0.80  # the paper's, section 4.4
+
+
+def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
+    z = logits.astype(np.float64) / temperature
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+
+def fit_temperature(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> float:
+    """Temperature in [0.25, 8] of least negative log likelihood (Guo et al. 2017), by golden-section search."""
+
+    def loss(t: float) -> float:
+        p = softmax(logits, float(np.exp(t)))
+        return -float(np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-12)).mean())
+
+    low, high, ratio = np.log(0.25), np.log(8.0), (np.sqrt(5) - 1) / 2
+    for _ in range(60):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return round(float(np.exp((low + high) / 2)), 4)
+
+
+def operating_points(
+    labels: NDArray[np.integer], probabilities: NDArray[np.floating], classes: Sequence[str]
+) -> dict[str, float]:
+    """Per class the largest threshold with sensitivity of at least 80 %. UsageError if a class has no image."""
+    out = {}
+    for k, name in enumerate(classes):
+        if not (labels == k).any():
+            raise UsageError(f"no {name} image in the validation split: an operating point needs some")
+        threshold = threshold_at_sensitivity(labels == k, probabilities[:, k], SENSITIVITY)
+        out[name] = float(np.floor(threshold * 1e6) / 1e6)  # probabilities are reported to six digits
+    return out
+
+
+def guard(areas: NDArray[np.floating], confidences: NDArray[np.floating]) -> Guard:
+    """Bounds that every validation image passes with a margin: half the least area, 0.05 under the least confidence."""
+    area = float(np.clip(0.5 * areas.min(), 0.01, 0.10))
+    return Guard(round(area, 4), round(max(0.5, float(confidences.min()) - 0.05), 4))
