@@ -19,6 +19,9 @@ from train.data.record import Record
 from train.loader import Loader
 
 
+LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
+
+
 @dataclass(frozen=True)
 class Predictions:
     """records (N), logits (N, 3), zones (N, 3, 2) with NaN where no lungs were found, dice (N,) NaN where unknown."""
@@ -86,7 +89,7 @@ def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float
 def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
     """The paper's figures (section 4.4) with 95 % intervals, as plain values for JSON.
 
-    Pooled and inside each source that has two classes; sensitivity, specificity and accuracy at the operating points;
+    Pooled and inside each source that has two classes of five images; sensitivity, specificity and accuracy at the operating points;
     severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
     """
     known = np.flatnonzero(p.labels >= 0)
@@ -105,12 +108,14 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
         present = sorted(set(labels[chosen]))
         for a, b in combinations(present, 2):
             pair = chosen[np.isin(labels[chosen], (a, b))]
+            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
+            if min(counts) < LEAST_IMAGES:
+                continue
             margin = scaled[pair, b] - scaled[pair, a]
             interval = cluster_bootstrap(
                 lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
                 [patients[int(i)] for i in pair],
             )
-            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
             within[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**_plain(interval), "images": counts}
     out["auc_within_source"] = within
     out["operating_points"] = {
@@ -124,18 +129,24 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
     return out
 
 
+def _number(value: float) -> float | None:
+    """Four decimals; None for what is not defined, since JSON has no NaN."""
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
 def _plain(e: Estimate) -> dict[str, float | None]:
-    values = {"value": e.value, "low": e.low, "high": e.high}
-    return {k: round(v, 4) if np.isfinite(v) else None for k, v in values.items()}
+    return {"value": _number(e.value), "low": _number(e.low), "high": _number(e.high)}
 
 
-def _at_threshold(positive: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> dict[str, float]:
-    values = {
-        "sensitivity": flagged[positive].mean() if positive.any() else np.nan,
-        "specificity": (~flagged[~positive]).mean() if (~positive).any() else np.nan,
-        "accuracy": (flagged == positive).mean(),
+def _at_threshold(positive: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> dict[str, float | None]:
+    def share(hits: NDArray[np.bool_]) -> float | None:
+        return _number(hits.mean()) if hits.size else None
+
+    return {
+        "sensitivity": share(flagged[positive]),
+        "specificity": share(~flagged[~positive]),
+        "accuracy": share(flagged == positive),
     }
-    return {k: round(float(v), 4) for k, v in values.items()}
 
 
 def _severity(p: Predictions, threshold: float) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def _severity(p: Predictions, threshold: float) -> dict[str, Any]:
         return {"images": 0}
     t, s = truth[scored], score[scored]
     mse = cluster_bootstrap(lambda i: float(((t[i] - s[i]) ** 2).mean()), [p.records[int(i)].patient for i in scored])
-    figures = {k: round(v, 4) for k, v in asdict(severity(t, s)).items()}
+    figures = {k: _number(v) for k, v in asdict(severity(t, s)).items()}
     return {
         "images": int(scored.size),
         **figures,
