@@ -18,7 +18,6 @@ from cxrvit_edge.zones import severity_array, zone_masks
 from train.data.record import Record
 from train.loader import Loader
 
-
 LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
 
 
@@ -89,8 +88,8 @@ def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float
 def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
     """The paper's figures (section 4.4) with 95 % intervals, as plain values for JSON.
 
-    Pooled and inside each source that has two classes of five images; sensitivity, specificity and accuracy at the operating points;
-    severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
+    Pooled, and inside each source that has five images of two classes; sensitivity, specificity and accuracy at the
+    operating points; severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
     """
     known = np.flatnonzero(p.labels >= 0)
     labels = p.labels[known]
