@@ -1,0 +1,171 @@
+"""What a radiograph, or a bundle, says of itself: plain values for `inspect`. No name, ID or free text of a patient."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrvit_edge.bundle import MANIFEST, Bundle
+from cxrvit_edge.errors import BundleError, InputError, UsageError
+from cxrvit_edge.guard import check_pixels
+from cxrvit_edge.preprocess import Geometry, PreprocessConfig
+from cxrvit_edge.radiograph import Limits, Radiograph
+from cxrvit_edge.readers import decode, load, sniff
+
+
+def inspect_path(path: str | Path) -> dict[str, Any]:
+    """A bundle if `path` is a folder with a manifest, or a .zip; an image if it is another file.
+
+    UsageError if it does not exist or is another folder; BundleError for a bundle that does not verify. An image that
+    triage would turn away is no error: the report gives its status and reason.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / MANIFEST).exists():
+            raise UsageError(f"{path}: a folder without {MANIFEST}, no bundle; name a bundle or one image")
+        return inspect_bundle(Bundle.open(path), path)
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder; check the spelling and the mount")
+    if path.suffix.lower() == ".zip" or (path.is_file() and zipfile.is_zipfile(path)):
+        return inspect_bundle(Bundle.open(path), path)
+    return inspect_image(path)
+
+
+def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
+    """What the manifest of an opened, hence verified, bundle says."""
+    m = bundle.manifest
+    sizes = {name: bundle.file(name).stat().st_size for name in sorted(m.files)}
+    variants = {
+        name: {
+            "files": {graph: f"{file}, {sizes.get(file, 0):,} bytes" for graph, file in v.files.items()},
+            "opset": v.opset,
+            "tolerance": {"logits": v.tolerance.logits, "maps": v.tolerance.maps},
+            "parity": dict(v.parity) if v.parity else None,
+            "calibration": dict(v.calibration) if v.calibration else None,
+        }
+        for name, v in m.variants.items()
+    }
+    return {
+        "kind": "bundle",
+        "path": str(path),
+        "name": m.name,
+        "sha256": bundle.sha256,
+        "verified": True,
+        "intended_use": m.intended_use,
+        "caveat": m.raw.get("caveat"),
+        "licences": m.raw.get("licences"),
+        "classes": list(m.classes),
+        "operating_points": dict(m.operating_points),
+        "temperature": m.temperature,
+        "views": dict(m.views),
+        "priority": {
+            "flagged": list(m.priority.flagged),
+            "urgent_score": m.priority.urgent_score,
+            "order": list(m.priority.order),
+        },
+        "guard": vars(m.guard),
+        "preprocessing": dict(m.preprocessing),
+        "variants": variants,
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+        "network": m.raw.get("network"),
+        "training": m.raw.get("training"),
+    }
+
+
+def inspect_image(path: Path, limits: Limits | None = None) -> dict[str, Any]:
+    """What the header says, and what reading gives, of one file; the network is not asked."""
+    limits = limits or Limits()
+    report: dict[str, Any] = {"kind": "image", "path": str(path), "status": "ok", "reason": None}
+    try:
+        data = load(path, limits)
+        report |= {"bytes": len(data), "format": _format(data, path.name)}
+        if report["format"] == "DICOM":
+            report["header"] = dicom_header(data)
+        radiograph = decode(data, path.name, limits)
+        report |= _read(radiograph)
+        check_pixels(radiograph)
+    except InputError as error:
+        report |= {"status": error.reason.status, "reason": {"code": error.reason.value, "message": str(error)}}
+    return report
+
+
+def dicom_header(data: bytes) -> dict[str, Any]:
+    """Header values that decide how a DICOM file is read; None if the data set is broken. Free text stays out."""
+    import io
+    import warnings
+
+    import pydicom
+    from pydicom.uid import UID
+
+    from cxrvit_edge.readers.dicom_header import extract
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = extract(pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True))
+        except Exception:  # read() says what is wrong with it
+            return {}
+    lut = "modality LUT" if header.modality_lut else None
+    voi = "VOI LUT" if header.voi_lut else header.voi_function.lower() or None
+    return {
+        "object": header.class_name or None,
+        "modality": header.modality or None,
+        "body_part": header.body_part or None,
+        "view_position": header.view_position or None,
+        "patient_orientation": list(header.patient_orientation),
+        "transfer_syntax": UID(header.syntax).name,
+        "photometric": header.photometric or None,
+        "rows": header.rows,
+        "columns": header.columns,
+        "frames": header.frames,
+        "bits_stored": header.stored,
+        "bits_allocated": header.allocated,
+        "signed": header.signed,
+        "rescale": lut or f"{header.slope:g} x + {header.intercept:g}",
+        "presentation": header.lut_shape.lower() or voi,
+        "window": list(header.window) if header.window else None,
+        "padding": list(header.padding) if header.padding else None,
+    }
+
+
+def _read(radiograph: Radiograph) -> dict[str, Any]:
+    pixels = radiograph.pixels
+    shown = pixels if radiograph.valid is None else pixels[radiograph.valid]
+    levels = np.percentile(shown, (0, 1, 50, 99, 100)) if shown.size else [float("nan")] * 5
+    config = _preprocessing()
+    geometry = Geometry.fit(pixels.shape[0], pixels.shape[1], config.size, config.aspect)
+    return {
+        "view": radiograph.view,
+        "warnings": list(radiograph.warnings),
+        "height": int(pixels.shape[0]),
+        "width": int(pixels.shape[1]),
+        "depth": f"{pixels.dtype.itemsize * 8} bit",
+        "gray": dict(zip(("least", "p1", "median", "p99", "most"), map(float, levels), strict=True)),
+        "gray_levels": int(np.unique(shown).size),
+        "padding_pixels": int(pixels.size - shown.size),
+        "display_window": list(radiograph.window) if radiograph.window else None,
+        "network_input": {
+            "size": [geometry.size, geometry.size],
+            "content": [geometry.content_height, geometry.content_width],
+            "top": geometry.top,
+            "left": geometry.left,
+        },
+    }
+
+
+def _preprocessing() -> PreprocessConfig:
+    """Of the embedded bundle, or the code's own where there is none."""
+    try:
+        return PreprocessConfig.from_dict(Bundle.open().manifest.preprocessing)
+    except BundleError:
+        return PreprocessConfig()
+
+
+def _format(data: bytes, name: str) -> str | None:
+    from cxrvit_edge.readers.containers import sniff_raster
+
+    return "DICOM" if sniff(data[:256], name) == "dicom" else sniff_raster(data[:256])

@@ -1,0 +1,48 @@
+"""Nested plain values as indented lines, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+LONG = 80  # a list of texts that is longer goes on a line each
+
+
+def lines(values: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
+    """`name: value` a line, nested values indented under their name; True and False are yes and no."""
+    width = max((len(name) for name, value in values.items() if not _nested(value)), default=0)
+    for name, value in values.items():
+        start = " " * indent + _printable(str(name))
+        if isinstance(value, Mapping) and value:
+            yield start
+            yield from lines(value, indent + 2)
+        elif _nested(value):
+            yield start
+            for entry in value:
+                first, *rest = lines(entry, indent + 4) if isinstance(entry, Mapping) else [_printable(str(entry))]
+                yield " " * (indent + 2) + "- " + first.lstrip()
+                yield from rest
+        else:
+            yield f"{start.ljust(width + indent)}  {_printable(_plain(value))}".rstrip()
+
+
+def _nested(value: Any) -> bool:
+    if not value or isinstance(value, Mapping):
+        return bool(value)
+    if not isinstance(value, (list, tuple)):
+        return False
+    return isinstance(value[0], Mapping) or sum(len(str(entry)) + 2 for entry in value) > LONG
+
+
+def _plain(value: Any) -> str:
+    if value is None or (isinstance(value, (list, tuple, dict)) and not value):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
