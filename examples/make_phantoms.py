@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout needs no install
 
-from cxrvit_edge.phantom import FIELD_CM, MAX_VALUE, make_phantom
+from cxrvit_edge.phantom import MAX_VALUE, make_phantom
+from cxrvit_edge.phantom.thorax import FIELD_CM
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
