@@ -363,7 +363,8 @@ def test_killed_at_random_and_started_again_each_input_has_one_result(bundle: Bu
     films = write_films(tmp_path / "in", 40)
     out, root = tmp_path / "out", Path(__file__).resolve().parents[1]
     results = out / "results.jsonl"
-    command = [sys.executable, str(root / "tests" / "slow_triage.py"), str(films[0].parent), str(out), str(bundle.root)]
+    arguments = ["triage", str(films[0].parent), "--out", str(out), "--bundle", str(bundle.root), "--quiet"]
+    command = [sys.executable, str(root / "tests" / "slow_cli.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     rng, kills = random.Random(5), 0
     for _ in range(4):
