@@ -69,6 +69,8 @@ def cluster_bootstrap(
 
     Draws in which it is undefined (a class missing) are left out. A difference computed inside `statistic` is paired.
     """
+    if not len(clusters):
+        return Estimate(float("nan"), float("nan"), float("nan"))
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     order = np.argsort(member, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(member))[:-1])
@@ -96,7 +98,8 @@ def threshold_at_sensitivity(positive: NDArray[np.bool_], score: Array, sensitiv
     hits = np.sort(score[positive])[::-1]
     if hits.size == 0:
         return float("nan")
-    return float(hits[int(np.ceil(sensitivity * hits.size)) - 1])
+    needed = int(np.ceil(sensitivity * hits.size - 1e-9))  # 0.55 x 100 is a little over 55 in binary
+    return float(hits[max(needed, 1) - 1])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Parameters come from the bundle; the same function serves training, export and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,8 +35,20 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if self.aspect not in ("pad", "squash"):
             raise UsageError(f"preprocessing aspect is {self.aspect!r}: use 'pad' or 'squash'")
-        if self.size < 32 or self.scale <= 0 or self.blur_kernel % 2 == 0:
-            raise UsageError(f"preprocessing parameters out of range: {self}; size >= 32, scale > 0, odd blur_kernel")
+        numbers = (self.blur_sigma, self.offset, self.scale)
+        if not (
+            isinstance(self.size, int)
+            and self.size >= 32
+            and isinstance(self.blur_kernel, int)
+            and self.blur_kernel > 0
+            and self.blur_kernel % 2 == 1
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers)
+            and self.scale > 0
+        ):
+            raise UsageError(
+                f"preprocessing parameters out of range: {self}; whole size >= 32, odd blur_kernel >= 1, "
+                "finite blur_sigma, offset and scale, scale > 0"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PreprocessConfig:

@@ -86,4 +86,6 @@ def _build(
                 progress(done, n)
     images.flush()
     lungs.flush()
-    index.write_text(json.dumps([vars(g) for g in geometries]))  # last: its presence says the cache is whole
+    part = index.with_name(index.name + ".part")
+    part.write_text(json.dumps([vars(g) for g in geometries]))
+    part.replace(index)  # last: its presence says the cache is whole

@@ -65,7 +65,8 @@ class Loader:
         with ThreadPoolExecutor(1) as pool:  # the next batch is made while the network runs
             pending = pool.submit(self._make, epoch, chunks[0]) if chunks else None
             for following in [*chunks[1:], None]:
-                assert pending is not None
+                if pending is None:
+                    return
                 ready = pending.result()
                 pending = pool.submit(self._make, epoch, following) if following is not None else None
                 yield ready

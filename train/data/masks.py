@@ -50,7 +50,7 @@ def read_lungs(path: Path, geometry: Geometry, size: int) -> Mask:
         mask = cv2.resize(mask, (geometry.width, geometry.height), interpolation=cv2.INTER_NEAREST)
     ratio = size / geometry.size
     top, left = round(geometry.top * ratio), round(geometry.left * ratio)
-    h, w = round(geometry.content_height * ratio), round(geometry.content_width * ratio)
+    h, w = max(1, round(geometry.content_height * ratio)), max(1, round(geometry.content_width * ratio))
     out = np.zeros((2, size, size), np.uint8)
     for side, lung in enumerate(split_lungs(mask > 0)):
         small = cv2.resize(lung.astype(np.uint8) * 255, (w, h), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,46 @@
+"""The description of a network that travels with its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model.config import CLASSES, FINDINGS, PRESETS, NetworkConfig, preset
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_config_survives_a_header(name: str) -> None:
+    config = preset(name)
+    assert config.preset == name
+    assert NetworkConfig.from_json(config.to_json()) == config
+    assert hash(NetworkConfig.from_json(config.to_json())) == hash(config)  # tuples come back as tuples
+
+
+def test_presets_are_the_papers_and_ours() -> None:
+    sizes = {name: (c.layers, c.heads, c.width, c.mlp_ratio, c.grid) for name, c in PRESETS.items()}
+    assert sizes == {"paper": (12, 12, 768, 4, 16), "edge": (2, 6, 384, 4, 16), "small": (2, 4, 768, 4, 16)}
+    assert PRESETS["edge"].width // PRESETS["edge"].heads == 64
+    assert CLASSES == ("normal", "other_infection", "covid19")
+    assert len(set(FINDINGS)) == 10
+
+
+def test_an_unknown_preset_is_named_with_the_choice() -> None:
+    with pytest.raises(UsageError, match=r"'huge'.*paper, edge, small"):
+        preset("huge")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"), [({"heads": 5}, "heads 5"), ({"heads": 0}, "heads 0"), ({"image_size": 500}, "image_size 500")]
+)
+def test_sizes_that_cannot_be_built_are_refused(wrong: dict[str, int], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        replace(PRESETS["edge"], **wrong)  # type: ignore[arg-type]
+
+
+def test_unknown_fields_are_named() -> None:
+    values = json.loads(PRESETS["edge"].to_json()) | {"rope": True}
+    with pytest.raises(UsageError, match=r"\['rope'\]"):
+        NetworkConfig.from_json(json.dumps(values))

@@ -1,0 +1,87 @@
+"""The whole network: shapes, ranges, sizes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from cxrvit_edge.model.config import PRESETS, preset
+from cxrvit_edge.model.triage_net import TriageNet
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.fixture(scope="module")
+def edge() -> TriageNet:
+    torch.manual_seed(0)
+    return TriageNet(preset("edge")).eval()
+
+
+@pytest.mark.parametrize(("size", "batch"), [(64, 3), (128, 2), (256, 1), (512, 1)])
+def test_outputs_of_edge(edge: TriageNet, size: int, batch: int) -> None:
+    with torch.inference_mode():
+        logits, severity_map, lung_mask = edge(torch.randn(batch, 1, size, size))
+    assert logits.shape == (batch, 3)
+    assert severity_map.shape == (batch, 1, size // 2, size // 2)
+    assert lung_mask.shape == (batch, 2, size // 2, size // 2)
+    for output in (logits, severity_map, lung_mask):
+        assert output.dtype == torch.float32
+        assert torch.isfinite(output).all()
+        assert output.std() > 0
+    for unit in (severity_map, lung_mask):
+        assert unit.min() >= 0.0
+        assert unit.max() <= 1.0
+        assert unit.max() > 0.0
+
+
+def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet) -> None:
+    image = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        out = edge.training_forward(image)
+        logits, severity_map, lung_mask = edge(image)
+    torch.testing.assert_close(out.logits, logits)
+    torch.testing.assert_close(out.severity.sigmoid(), severity_map)
+    torch.testing.assert_close(out.lungs.sigmoid(), lung_mask)
+    assert out.findings.shape == (2, 10)
+
+
+def test_a_film_does_not_see_its_neighbours_in_the_batch(edge: TriageNet) -> None:
+    image = torch.randn(3, 1, 64, 64)
+    with torch.inference_mode():
+        together = edge(image)
+        for i in range(3):
+            for whole, alone in zip(together, edge(image[i : i + 1]), strict=True):
+                torch.testing.assert_close(whole[i : i + 1], alone, rtol=1e-3, atol=1e-4)
+
+
+def test_every_parameter_can_learn() -> None:
+    net = TriageNet(preset("edge")).train()
+    out = net.training_forward(torch.randn(2, 1, 64, 64))
+    sum((o * torch.randn_like(o)).sum() for o in out).backward()  # type: ignore[union-attr]
+    still = [k for k, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+def encoder_parameters(layers: int, width: int, channels: int = 1024, grid: int = 16, ratio: int = 4) -> int:
+    embed = channels * width + width + width + (grid * grid + 1) * width  # projection, class token, positions
+    attention = (width * 3 * width + 3 * width) + (width * width + width)
+    mlp = (width * ratio * width + ratio * width) + (ratio * width * width + width)
+    return embed + layers * (attention + mlp + 4 * width) + 2 * width
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("paper", 94e6, 97e6), ("small", 24e6, 26e6), ("edge", 11e6, 13e6)])
+def test_preset_sizes(name: str, low: float, high: float) -> None:
+    config = PRESETS[name]
+    with torch.device("meta"):
+        net = TriageNet(config)
+    count = {k: sum(p.numel() for p in m.parameters()) for k, m in net.named_children()}
+    assert count["backbone"] == 6_953_856 - 2 * 64 * 49
+    assert count["encoder"] == encoder_parameters(config.layers, config.width)
+    assert count["pcam"] == 1024 * 10 + 10
+    assert count["diagnosis"] == config.width * 3 + 3
+    widths = [config.width, *config.map_widths]
+    blocks = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
+    assert count["severity"] == blocks + 9 * widths[-1] + 1
+    assert low < sum(count.values()) < high
