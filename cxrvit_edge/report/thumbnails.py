@@ -1,0 +1,188 @@
+"""Small pictures for the report: the radiograph as a JPEG, and its severity overlay as a PNG to lay over it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cxrvit_edge.preprocess import Geometry
+from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.readers.quiet import quiet_cv2
+from cxrvit_edge.zones import clean_lung, split_rows
+
+LONGEST_SIDE = 384
+JPEG_QUALITY = 80
+LEVELS = 24  # shades of the overlay, after index 0, which is transparent
+CONTOUR = LEVELS + 1
+_STOPS = (0.0, 0.25, 0.6, 1.0)  # severity
+_COLOURS = ((255, 222, 130, 0), (252, 184, 66, 70), (240, 110, 28, 130), (206, 30, 44, 165))  # RGBA at each stop
+_CONTOUR_RGBA = (96, 214, 240, 255)
+_DASH = 4  # pixels of a dash of the zone lines
+_PERCENTILES = (0.5, 99.5)
+_WHOLE = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"))  # first and last bytes
+_LEAST_SPAN = 26  # gray levels of 255 that a stored window must spread the middle 90 % over
+
+
+def thumbnail(radiograph: Radiograph) -> NDArray[np.uint8]:
+    """(h, w) uint8 for display, longest side at most 384, never enlarged; padding is black.
+
+    Gray levels follow the stored window (DICOM PS3.3 C.11.2.1.2.1), or percentiles of the valid pixels where there is
+    none or it leaves nothing to see.
+    """
+    import cv2
+
+    pixels = radiograph.pixels
+    height, width = pixels.shape
+    ratio = min(1.0, LONGEST_SIDE / max(height, width))
+    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))  # (w, h), as OpenCV wants it
+    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
+    valid: NDArray[np.bool_] | None = None
+    if radiograph.valid is not None:
+        padding = cv2.resize((~radiograph.valid).view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
+        valid = np.asarray(padding == 0)
+    step = max(1, round(max(small.shape) / 128))
+    sample = small[::step, ::step]
+    sample = sample.ravel() if valid is None else sample[valid[::step, ::step]]
+    low, high = _display_range(sample, radiograph.window)
+    shown = np.clip((small - low) * np.float32(255 / max(high - low, 1e-6)) + 0.5, 0, 255).astype(np.uint8)
+    return shown if valid is None else shown * valid
+
+
+def save(
+    folder: Path,
+    key: str,
+    thumb: NDArray[np.uint8],
+    geometry: Geometry | None,
+    severity_map: NDArray[np.float32] | None,
+    lung_mask: NDArray[np.float32] | None,
+) -> None:
+    """Write folder/<key>.jpg and, if there are maps, folder/<key>.overlay.png of the same size.
+
+    severity_map (256, 256) and lung_mask (2, 256, 256) are the network's, in [0, 1], over the square of `geometry`.
+    Each file appears whole or not at all. OSError if the folder cannot be written.
+    """
+    import cv2
+
+    _, data = cv2.imencode(".jpg", thumb, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, over = paths(folder, key)
+    if geometry is None or severity_map is None or lung_mask is None:
+        over.unlink(missing_ok=True)  # of an earlier run that did judge it
+    else:
+        _write(over, _palette_png(_overlay(geometry, thumb.shape, severity_map, lung_mask), palette()))
+    _write(picture, data.tobytes())
+
+
+def paths(folder: Path, key: str) -> tuple[Path, Path]:
+    """Where `save` puts the JPEG and the overlay of a key."""
+    return folder / f"{key}.jpg", folder / f"{key}.overlay.png"
+
+
+def load(path: Path) -> tuple[bytes, int, int] | None:
+    """A saved picture's bytes, height and width; None if it is missing or broken."""
+    cv2 = quiet_cv2()
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    # a file cut short is turned away first: the decoder would fill it up with gray
+    if not any(data.startswith(head) and data.endswith(tail) for head, tail in _WHOLE):
+        return None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if image is None or max(image.shape[:2]) > LONGEST_SIDE:
+        return None
+    return data, int(image.shape[0]), int(image.shape[1])
+
+
+def _display_range(sample: NDArray[np.float32], window: tuple[float, float] | None) -> tuple[float, float]:
+    """Values shown as black and white."""
+    if not sample.size:
+        return 0.0, 1.0
+    if window is not None and all(np.isfinite(window)) and window[1] > 1:
+        centre, width = window
+        low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+        dark, bright = np.clip((np.percentile(sample, (5, 95)) - low) / (high - low), 0, 1)
+        if (bright - dark) * 255 >= _LEAST_SPAN:
+            return low, high
+    low, high = (float(v) for v in np.percentile(sample, _PERCENTILES))
+    return low, high
+
+
+def _overlay(
+    geometry: Geometry,
+    shape: tuple[int, ...],
+    severity_map: NDArray[np.float32],
+    lung_mask: NDArray[np.float32],
+) -> NDArray[np.uint8]:
+    """Palette indices (h, w): severity inside the lungs, their contours, and dashed lines between the zones."""
+    import cv2
+
+    h, w = shape
+    shades = cv2.convertScaleAbs(np.clip(geometry.to_source(severity_map, h, w), 0, 1), alpha=LEVELS)  # rounded
+    inside = np.zeros((h, w), bool)
+    lines = np.zeros((h, w), bool)
+    dashes = np.arange(w) % (2 * _DASH) < _DASH
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    for side in range(2):
+        mask = geometry.to_source(lung_mask[side], h, w) >= 0.5
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        box = np.s_[top : top + height, left : left + width]  # the work is per pixel, and a lung fills a quarter
+        lung = clean_lung(mask[box]) if width else mask
+        rows = split_rows(lung)
+        if rows is None:
+            continue
+        inner = cv2.erode(lung.view(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+        line = lung & (inner == 0)
+        for row in rows[1:3]:
+            line[row] |= lung[row] & dashes[:width]
+        inside[box] |= lung
+        lines[box] |= line
+    index = shades * inside
+    index[lines] = CONTOUR
+    return np.asarray(index, np.uint8)
+
+
+def palette() -> NDArray[np.uint8]:
+    """(LEVELS + 2, 4) RGBA of the overlay: transparent, the shades, the contour."""
+    at = np.arange(LEVELS + 1) / LEVELS
+    shades = np.stack([np.interp(at, _STOPS, channel) for channel in zip(*_COLOURS, strict=True)], axis=1)
+    return np.rint(np.vstack([shades, _CONTOUR_RGBA])).astype(np.uint8)
+
+
+def _palette_png(index: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
+    """Indexed-colour PNG with alpha (PNG specification, 11.2.1 PLTE, 11.3.1.1 tRNS); OpenCV writes none."""
+    h, w = index.shape
+    lines = np.zeros((h, w + 1), np.uint8)  # each line starts with filter type 0
+    lines[:, 1:] = index
+    chunks: list[tuple[bytes, Any]] = [
+        (b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 3, 0, 0, 0)),
+        (b"PLTE", palette[:, :3].tobytes()),
+        (b"tRNS", palette[:, 3].tobytes()),
+        (b"IDAT", zlib.compress(lines.tobytes(), 4)),
+        (b"IEND", b""),
+    ]
+    out = [b"\x89PNG\r\n\x1a\n"]
+    for name, data in chunks:
+        out.append(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)))
+    return b"".join(out)
+
+
+def _write(path: Path, data: bytes) -> None:
+    # not tempfile: its files are closed to other users, whatever the umask says
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

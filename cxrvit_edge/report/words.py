@@ -1,0 +1,34 @@
+"""What codes and classes are called on a page that people read."""
+
+from __future__ import annotations
+
+from cxrvit_edge.errors import Reason
+
+CAVEAT = (
+    "The network was trained on public data in which disease and image source go together (confounding), "
+    "so it may tell the source instead of the disease."
+)
+CLASS_NAMES = {"normal": "Normal", "other_infection": "Other infection", "covid19": "COVID-19"}
+REASONS: dict[str, str] = {
+    Reason.NOT_AN_IMAGE: "not an image file",
+    Reason.IS_DIRECTORY: "a folder, not a file",
+    Reason.WRONG_MODALITY: "not a plain radiograph",
+    Reason.WRONG_BODY_PART: "not the chest",
+    Reason.WRONG_OBJECT: "a DICOM object of another kind",
+    Reason.LATERAL_VIEW: "lateral view; only frontal views are judged",
+    Reason.TOO_LARGE: "image too large",
+    Reason.TOO_SMALL: "image too small",
+    Reason.BLANK: "blank image",
+    Reason.COLOUR: "colour picture",
+    Reason.ROTATED: "image lies on its side",
+    Reason.NOT_A_CHEST: "no lungs found",
+    Reason.NOT_FOUND: "file not found",
+    Reason.NO_PERMISSION: "no permission to read the file",
+    Reason.EMPTY_FILE: "empty file",
+    Reason.TRUNCATED: "file cut short",
+    Reason.UNREADABLE: "file cannot be read",
+    Reason.CANNOT_DECODE: "image cannot be decoded",
+    Reason.NO_PIXELS: "no image in the file",
+    Reason.NOT_FINITE: "the network gave no number",
+    Reason.INTERNAL: "internal error",
+}
