@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,35 +97,59 @@ class Manifest:
             raise BundleError(f"{where}: schema {schema!r}, this version reads {SCHEMA}; {hint}")
         try:
             table = raw["priority"]
-            return cls(
+            manifest = cls(
                 name=str(raw["name"]),
                 classes=tuple(raw["classes"]),
-                preprocessing=raw["preprocessing"],
+                preprocessing=dict(raw["preprocessing"]),
                 operating_points={k: float(v) for k, v in raw["operating_points"].items()},
                 temperature=float(raw["temperature"]),
-                views=raw["views"],
+                views=dict(raw["views"]),
                 variants={name: _variant(name, v) for name, v in raw["variants"].items()},
-                files=raw["files"],
-                guard=Guard(**raw["guard"]),
+                files=dict(raw["files"]),
+                guard=Guard(**{k: float(v) for k, v in raw["guard"].items()}),
                 golden_inputs=str(raw["golden_inputs"]),
                 intended_use=str(raw["intended_use"]),
                 priority=PriorityTable(tuple(table["flagged"]), float(table["urgent_score"]), tuple(table["order"])),
                 raw=raw,
             )
+            fault = next(_faults(manifest, dict(raw["weights"])), None)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"{where}: a field is missing or of the wrong kind ({error}); export it again") from error
+        if fault:
+            raise BundleError(f"{where}: {fault}; export it again")
+        return manifest
 
 
 def _variant(name: str, v: Mapping[str, Any]) -> Variant:
     return Variant(
         name=name,
-        files=v["files"],
+        files=dict(v["files"]),
         tolerance=Tolerance(float(v["tolerance"]["logits"]), float(v["tolerance"]["maps"])),
         opset=int(v["opset"]),
         golden=str(v["golden"]),
         parity=v.get("parity"),
         calibration=v.get("calibration"),
     )
+
+
+def _faults(m: Manifest, weights: Mapping[str, str]) -> Iterator[str]:
+    """What the parts of a manifest say against each other."""
+    if set(m.views) not in ({"any"}, {"PA", "AP"}):
+        yield f"views are {sorted(m.views)}, not any, nor PA and AP"
+    graphs = set(m.views.values())
+    named = [m.golden_inputs, *weights.values()]
+    for v in m.variants.values():
+        named += [v.golden, *v.files.values()]
+        if absent := graphs - set(v.files):
+            yield f"variant {v.name} has no graph {sorted(absent)}"
+    if absent := graphs - set(weights):
+        yield f"no weights for graph {sorted(absent)}"
+    if absent := set(named) - set(m.files):
+        yield f"no SHA-256 for {sorted(absent)}"
+    if set(m.operating_points) != set(m.classes) or not set(m.priority.flagged) <= set(m.classes):
+        yield f"operating points or priority name other classes than {list(m.classes)}"
+    if not (math.isfinite(m.temperature) and m.temperature > 0):
+        yield f"temperature is {m.temperature}, not over 0"
 
 
 @dataclass(frozen=True)
@@ -137,8 +164,20 @@ class Bundle:
     def open(cls, path: str | Path | None = None) -> Bundle:
         """Open and verify; None is the embedded bundle. BundleError says what is wrong with which file."""
         root = Path(path) if path is not None else default_path()
-        if root.is_file() and zipfile.is_zipfile(root):
-            root = _unzipped(root)
+        if not zipfile.is_zipfile(root):
+            return cls._open_folder(root)
+        try:
+            unzipped = _unzipped(root)
+            try:
+                return cls._open_folder(unzipped)
+            except BundleError:  # the copy in the cache may be at fault: extract again
+                shutil.rmtree(unzipped, ignore_errors=True)
+                return cls._open_folder(_unzipped(root))
+        except BundleError as error:
+            raise BundleError(f"{root}: {error}") from error
+
+    @classmethod
+    def _open_folder(cls, root: Path) -> Bundle:
         manifest_path = root / MANIFEST
         try:
             data = manifest_path.read_bytes()
@@ -180,9 +219,11 @@ class Bundle:
         return "any" not in self.manifest.views
 
     def _verify(self) -> None:
+        root = os.path.realpath(self.root)
         for name, expected in self.manifest.files.items():
             path = self.root / name
-            if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+            inside = "\0" not in name and not Path(name).is_absolute()
+            if not inside or os.path.realpath(path) != str(Path(root, name)):  # '..', or a symlink on the way
                 raise BundleError(f"{self.root}: {MANIFEST} names {name!r}, outside the bundle; do not use this bundle")
             try:
                 with path.open("rb") as f:
@@ -216,17 +257,29 @@ def _sha256(stream: Any) -> str:
 
 def _unzipped(path: Path) -> Path:
     """The zip's content in the cache, under its hash; extracted whole or not at all."""
-    with path.open("rb") as f:
-        target = cache_dir() / "bundles" / _sha256(f)[:32]
-    if (target / MANIFEST).is_file():
-        return target
+    try:
+        with path.open("rb") as f:
+            target = cache_dir() / "bundles" / _sha256(f)[:32]
+        if not (target / MANIFEST).is_file():
+            _extract(path, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        raise BundleError(f"not a zip that can be read ({error}); copy it again") from error
+    except OSError as error:
+        raise BundleError(
+            f"cannot be unzipped into {cache_dir()} ({error.strerror}); set CXRVIT_EDGE_CACHE to a folder with room "
+            "or unzip it and name the folder"
+        ) from error
+    return target
+
+
+def _extract(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         if sum(i.file_size for i in z.infolist()) > MAX_UNZIPPED:
-            raise BundleError(f"{path}: unzips to over {MAX_UNZIPPED >> 30} GB; this is no bundle of ours")
+            raise BundleError(f"unzips to over {MAX_UNZIPPED >> 30} GB; this is no bundle of ours")
         manifests = [n for n in z.namelist() if Path(n).name == MANIFEST]
         if not manifests:
-            raise BundleError(f"{path}: holds no {MANIFEST}; zip the bundle's folder again")
+            raise BundleError(f"holds no {MANIFEST}; zip the bundle's folder again")
         z.extractall(temporary)  # zipfile itself drops absolute paths and '..'
         inner = Path(temporary) / Path(min(manifests, key=len)).parent
         try:
@@ -234,4 +287,3 @@ def _unzipped(path: Path) -> Path:
         except OSError:  # another process was first
             if not (target / MANIFEST).is_file():
                 raise
-    return target

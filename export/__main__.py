@@ -32,7 +32,7 @@ def main_command(
 def main() -> None:
     try:
         app()
-    except CxrVitError as error:
+    except (CxrVitError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -56,16 +55,22 @@ def export(source: Path, records: Sequence[Record], out: Path, *, name: str, say
     UsageError if there is nothing to decide on; ParityError if ONNX Runtime departs from the reference. `out` is
     replaced only by a whole bundle.
     """
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: not empty and no bundle; name another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         work = Path(temporary) / "bundle"
         work.mkdir(mode=0o755)
         _fill(source, records, work, name, say)
+        old = Path(temporary) / "old"  # goes with the side folder, once the new one stands
         if out.exists():
-            shutil.rmtree(out)
-        work.replace(out)
+            out.replace(old)
+        try:
+            work.replace(out)
+        except BaseException:
+            if old.exists():
+                old.replace(out)
+            raise
     return out
 
 
@@ -74,6 +79,11 @@ def _fill(source: Path, records: Sequence[Record], work: Path, name: str, say: S
 
     tensors, config, extra = checkpoint.load(source)
     preprocessing = PreprocessConfig.from_dict(extra.get("preprocessing", {}))
+    if preprocessing.size != config.image_size:
+        raise UsageError(
+            f"{source}: its preprocessing gives {preprocessing.size} pixels a side, its network takes "
+            f"{config.image_size}; train again"
+        )
     net = checkpoint.network(tensors, config, name=str(source))
     reference = write_weights(net, work / WEIGHTS, {"preprocessing": preprocessing.to_dict()})
     say("tracing the graph")
@@ -88,7 +98,7 @@ def _fill(source: Path, records: Sequence[Record], work: Path, name: str, say: S
     expected = torch_session.run(inputs)
     goldens.write_outputs(work / "golden_fp32.npz", {GRAPH: expected})
     found = compare(session.run(inputs), expected)
-    if found.logits > TOLERANCE.logits or found.maps > TOLERANCE.maps:
+    if not (found.logits <= TOLERANCE.logits and found.maps <= TOLERANCE.maps):  # NaN fails too
         raise ParityError(f"fp32: ONNX Runtime departs from the reference: {found}; the bundle was not written")
 
     chosen, evaluation, parity = _decide(session, torch_session, records, preprocessing, say)
@@ -143,6 +153,8 @@ def _decide(
         raise UsageError("no image in the val split: operating points are chosen there; name a --data with one")
     p, extent = predict(session, val, preprocessing, progress("val"))
     known = p.labels >= 0
+    if not known.any():
+        raise UsageError("no labelled image in the val split: operating points are chosen there; label some")
     temperature = decisions.fit_temperature(p.labels[known], p.logits[known])
     probabilities = decisions.softmax(p.logits[known], temperature)
     points = decisions.operating_points(p.labels[known], probabilities, CLASSES)
@@ -167,14 +179,14 @@ def _against_torch(
     for record in records:
         tensor = preprocess(read(record.path), preprocessing)[0][None]
         a, b = session.run(tensor), reference.run(tensor)
-        logits = max(logits, float(np.abs(a.logits - b.logits).max()))
-        maps = max(maps, _largest_map_difference(a, b))
+        logits = float(np.maximum(logits, np.abs(a.logits - b.logits).max()))  # keeps NaN, as max() does not
+        maps = float(np.maximum(maps, _largest_map_difference(a, b)))
     return {"images": len(records), "largest_logit_difference": logits, "largest_map_difference": maps}
 
 
 def _largest_map_difference(a: Outputs, b: Outputs) -> float:
     pairs = ((a.severity_map, b.severity_map), (a.lung_mask, b.lung_mask))
-    return max(float(np.abs(x - y).max()) for x, y in pairs)
+    return float(np.max([np.abs(x - y).max() for x, y in pairs]))
 
 
 def _sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cxrvit_edge.phantom import make_phantom
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
-from cxrvit_edge.runtime.golden import MAP_STEPS
+from cxrvit_edge.runtime.golden import MAP_STEPS, normalised
 from cxrvit_edge.runtime.session import Outputs
 
 FILMS = (  # seed, height, width, lesions, view, bits: both depths, both aspects, shrunk and enlarged
@@ -23,7 +23,7 @@ FILMS = (  # seed, height, width, lesions, view, bits: both depths, both aspects
 
 
 def write_inputs(path: Path, config: PreprocessConfig) -> Float32:
-    """Store pixels and tensors; returns the tensors (N, 1, S, S)."""
+    """Store pixels and tensors; returns the tensors as stored, (N, 1, S, S): golden outputs are theirs."""
     arrays: dict[str, NDArray[np.generic]] = {}
     tensors = []
     for i, (seed, height, width, lesions, view, bits) in enumerate(FILMS):
@@ -32,9 +32,9 @@ def write_inputs(path: Path, config: PreprocessConfig) -> Float32:
         arrays[f"pixels_{i}"] = pixels
         tensors.append(preprocess(Radiograph(pixels), config)[0])
     stacked = np.stack(tensors)
-    before = np.clip(np.rint(stacked[:, 0] * config.scale + config.offset), 0, 255)
-    np.savez_compressed(path, inputs=before.astype(np.uint8), **arrays)  # type: ignore[arg-type]
-    return stacked
+    before = np.clip(np.rint(stacked[:, 0] * config.scale + config.offset), 0, 255).astype(np.uint8)
+    np.savez_compressed(path, inputs=before, **arrays)  # type: ignore[arg-type]
+    return normalised(before, config)
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:

@@ -48,7 +48,8 @@ def trace(net: TriageNet) -> onnx.ModelProto:
     model = program.model
     _simplify(model)
     proto = ir.to_proto(model)
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info):
+    g = proto.graph
+    for part in (proto, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
         part.ClearField("metadata_props")  # stack traces of the machine it was traced on
         part.ClearField("doc_string")
     return proto

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,24 @@ def save(
     temporary = path.with_name(path.name + f".{os.getpid()}.part")
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        _sort_metadata(temporary)
         temporary.chmod(0o644)  # safetensors writes 0600, which other users of a box could not read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes its metadata in hash order, another each run; sorted, equal content gives equal files."""
+    with path.open("r+b") as f:
+        (length,) = struct.unpack("<Q", f.read(8))
+        header = f.read(length).decode()
+        start = len('{"__metadata__":')
+        metadata, end = json.JSONDecoder().raw_decode(header, start)
+        ordered = json.dumps(dict(sorted(metadata.items())), separators=(",", ":"), ensure_ascii=False)
+        if len(ordered) == end - start:  # or its escapes differ, and it stays as it is
+            f.seek(8 + start)
+            f.write(ordered.encode())
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], NetworkConfig, dict[str, Any]]:

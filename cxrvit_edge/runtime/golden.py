@@ -6,14 +6,17 @@ machine or golden set change, or when asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import BundleError, ParityError
@@ -23,6 +26,7 @@ from cxrvit_edge.runtime.session import Outputs, Session
 
 PREPROCESS_TOLERANCE = 2 / 255  # before normalisation: other builds of OpenCV round otherwise
 MAP_STEPS = 65535  # maps are stored as uint16
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what np.load raises
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,14 @@ class Difference:
 def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: bool = False) -> None:
     """ParityError if `session` departs from its own variant's golden outputs; quick if a pass is on record."""
     record = cache_dir() / "golden" / f"{key(bundle, variant, graph, session)}.json"
-    if not again and record.is_file():
+    if not again and _recorded(record):
         return
     inputs = load_inputs(bundle)
     found = compare(session.run(inputs), load_outputs(bundle, variant, graph))
     allowed = bundle.variant(variant).tolerance
     if not (found.logits <= allowed.logits and found.maps <= allowed.maps):  # NaN fails too
-        record.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            record.unlink()
         raise ParityError(
             f"{session.backend} {session.version} {variant} does not reproduce the golden outputs on this box: "
             f"logits differ by {found.logits:.2e} (at most {allowed.logits:.0e}), maps by {found.maps:.2e} on average "
@@ -59,6 +64,7 @@ def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
         *(files[str(w)] for w in sorted(set(bundle.manifest.raw["weights"].values()))),
         files[bundle.manifest.golden_inputs],
         files[spec.golden],
+        json.dumps([dict(bundle.manifest.preprocessing), vars(spec.tolerance)], sort_keys=True),
         session.backend,
         session.version,
         variant,
@@ -73,17 +79,18 @@ def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
 
 
 def load_inputs(bundle: Bundle) -> Float32:
-    """The golden radiographs through this box's preprocessing: (N, 1, S, S).
+    """The stored tensors, (N, 1, S, S): the same on every box, so that outputs depend on the session alone.
 
-    ParityError if it departs from the stored tensors: the input scale is part of the contract.
+    ParityError if this box's preprocessing of the golden radiographs departs from them by more than 2/255 before
+    normalisation: the input scale is part of the contract.
     """
     config = PreprocessConfig.from_dict(bundle.manifest.preprocessing)
     path = bundle.file(bundle.manifest.golden_inputs)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as stored:
             expected = stored["inputs"]  # (N, S, S) uint8: 255 x before normalisation
             pixels = [stored[f"pixels_{i}"] for i in range(len(expected))]
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path}: not a golden set ({error}); export the bundle again") from error
     tensors = np.stack([preprocess(Radiograph(p), config)[0] for p in pixels])
     before = (tensors[:, 0] * config.scale + config.offset) / 255.0
@@ -93,26 +100,41 @@ def load_inputs(bundle: Bundle) -> Float32:
             f"preprocessing on this box departs from the bundle's by {worst:.4f} of full scale (at most "
             f"{PREPROCESS_TOLERANCE:.4f}); OpenCV {_cv2_version()} is at fault: install another version of it"
         )
-    return tensors
+    return normalised(expected, config)
+
+
+def normalised(before: NDArray[np.uint8], config: PreprocessConfig) -> Float32:
+    """Stored (N, S, S) -> network input (N, 1, S, S)."""
+    return ((before[:, None].astype(np.float32) - config.offset) / config.scale).astype(np.float32)
 
 
 def load_outputs(bundle: Bundle, variant: str, graph: str) -> Outputs:
     """Stored outputs of a variant's own exact arithmetic."""
     path = bundle.file(bundle.variant(variant).golden)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as stored:
             maps = [stored[f"{graph}.{name}"].astype(np.float32) / MAP_STEPS for name in ("severity_map", "lung_mask")]
             return Outputs(stored[f"{graph}.logits"], *maps)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise BundleError(f"{path}: not golden outputs ({error}); export the bundle again") from error
 
 
 def compare(outputs: Outputs, expected: Outputs) -> Difference:
-    maps = max(
-        float(np.abs(outputs.severity_map - expected.severity_map).mean()),
-        float(np.abs(outputs.lung_mask - expected.lung_mask).mean()),
-    )
-    return Difference(float(np.abs(outputs.logits - expected.logits).max()), maps)
+    """NaN if any output has one, infinite if a shape is another."""
+    if any(a.shape != b.shape for a, b in zip(outputs, expected, strict=True)):
+        return Difference(float("inf"), float("inf"))
+    maps = [
+        np.abs(outputs.severity_map - expected.severity_map).mean(),
+        np.abs(outputs.lung_mask - expected.lung_mask).mean(),
+    ]
+    return Difference(float(np.abs(outputs.logits - expected.logits).max()), float(np.max(maps)))
+
+
+def _recorded(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a cache that this user may not look into
+        return False
 
 
 def _record(path: Path, session: Session, variant: str, found: Difference) -> None:
@@ -138,6 +160,11 @@ def _processor() -> str:
 
 
 def _cv2_version() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version("opencv-python-headless")
+    try:
+        return version("opencv-python-headless")
+    except PackageNotFoundError:  # built with the system, as on Jetson
+        import cv2
+
+        return str(cv2.__version__)

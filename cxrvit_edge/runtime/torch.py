@@ -16,6 +16,7 @@ class TorchSession:
 
     def __init__(self, weights: Path, *, threads: int = 0, device: str = "cpu") -> None:
         try:
+            import safetensors  # noqa: F401 (checkpoint imports it when it loads)
             import torch
 
             from cxrvit_edge.model import checkpoint
@@ -34,6 +35,9 @@ class TorchSession:
     def run(self, batch: Float32) -> Outputs:
         import torch
 
-        with torch.inference_mode():
-            values = self._net(torch.from_numpy(batch).to(self._device))
+        try:
+            with torch.inference_mode():
+                values = self._net(torch.from_numpy(batch).to(self._device))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EngineError(f"torch failed on a batch of shape {batch.shape} ({error})") from error
         return Outputs(*(v.float().cpu().numpy() for v in values))

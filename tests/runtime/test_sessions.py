@@ -1,0 +1,157 @@
+"""The back ends: the same numbers whatever the batch, the same from both, and one kind of error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import small_bundle as small
+
+from cxrvit_edge.bundle import WEIGHTS, Bundle
+from cxrvit_edge.errors import EngineError
+from cxrvit_edge.phantom import make_phantom
+from cxrvit_edge.preprocess import PreprocessConfig, preprocess
+from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
+from cxrvit_edge.runtime.session import Float32, Session
+from cxrvit_edge.runtime.torch import TorchSession
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+BACKENDS = ("onnxruntime", "torch")
+
+
+@pytest.fixture(scope="module")
+def sessions(small_bundle: Path) -> dict[str, Session]:
+    bundle = Bundle.open(small_bundle)
+    return {
+        "onnxruntime": OnnxRuntimeSession(bundle.file("fp32.onnx"), precision="fp32", threads=1),
+        "torch": TorchSession(bundle.file(WEIGHTS), threads=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(small_bundle: Path) -> Float32:
+    """(6, 1, S, S): films, noise and a blank."""
+    config = PreprocessConfig.from_dict(Bundle.open(small_bundle).manifest.preprocessing)
+    films = [make_phantom(i, height=160, width=144, lesions=e) for i, e in ((40, 0.0), (41, 0.6), (42, 0.9))]
+    rng = np.random.default_rng(0)
+    images = [preprocess(Radiograph(f.pixels), config)[0] for f in films]
+    shape = images[0].shape
+    return np.stack([*images, rng.uniform(-2, 2, shape), rng.normal(0, 1, shape), np.zeros(shape)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_as_the_protocol_has_them(sessions: dict[str, Session], batch: Float32, backend: str) -> None:
+    session = sessions[backend]
+    assert (session.backend, session.precision) == (backend, "fp32")
+    assert session.version == __import__(backend).__version__
+    out = session.run(batch)
+    half = small.SIZE // 2
+    assert [v.shape for v in out] == [(6, 3), (6, 1, half, half), (6, 2, half, half)]
+    assert {v.dtype for v in out} == {np.dtype(np.float32)}
+    for maps in out[1:]:
+        assert maps.min() >= 0
+        assert maps.max() <= 1
+        assert maps[:3].std() > 0.01
+    assert np.ptp(out.logits, axis=0).min() > 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_is_its_images(sessions: dict[str, Session], batch: Float32, backend: str) -> None:
+    session = sessions[backend]
+    whole = session.run(batch)
+    three = session.run(batch[3:])
+    for i in range(len(batch)):
+        for a, b in zip(session.run(batch[i : i + 1]), whole, strict=True):
+            np.testing.assert_allclose(a[0], b[i], rtol=0, atol=2e-5)
+    for a, b in zip(three, whole, strict=True):
+        np.testing.assert_allclose(a, b[3:], rtol=0, atol=2e-5)
+    assert np.abs(whole.logits[0] - whole.logits[1]).max() > 100 * 2e-5
+
+
+def test_onnx_is_the_reference(sessions: dict[str, Session], batch: Float32) -> None:
+    a, b = sessions["onnxruntime"].run(batch), sessions["torch"].run(batch)
+    assert np.abs(a.logits - b.logits).max() <= 1e-4
+    assert np.abs(a.severity_map - b.severity_map).max() <= 1e-3
+    assert np.abs(a.lung_mask - b.lung_mask).max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("backend", "wrong"),
+    [
+        ("onnxruntime", lambda x: x[:, 0]),
+        ("onnxruntime", lambda x: x[..., :-1]),
+        ("onnxruntime", lambda x: np.repeat(x, 3, axis=1)),
+        ("torch", lambda x: x[:, 0]),
+        ("torch", lambda x: np.repeat(x, 3, axis=1)),
+        ("torch", lambda x: x[..., ::-1]),
+    ],
+    ids=[
+        "no channel",
+        "narrow",
+        "three channels",
+        "no channel, torch",
+        "three channels, torch",
+        "mirrored view, torch",
+    ],
+)
+def test_a_wrong_shape_is_an_engine_error(
+    sessions: dict[str, Session], batch: Float32, backend: str, wrong: Callable[[Float32], Float32]
+) -> None:
+    with pytest.raises(EngineError, match="failed on a batch"):
+        sessions[backend].run(wrong(batch))
+
+
+def test_onnxruntime_takes_views_and_doubles(sessions: dict[str, Session], batch: Float32) -> None:
+    session = sessions["onnxruntime"]
+    straight = session.run(np.ascontiguousarray(batch[::2, :, ::-1])).logits
+    np.testing.assert_array_equal(session.run(batch[::2, :, ::-1]).logits, straight)
+    np.testing.assert_array_equal(session.run(batch[::2, :, ::-1].astype(np.float64)).logits, straight)
+
+
+def _truncated(folder: Path) -> None:
+    small.replace(folder / "fp32.onnx", (folder / "fp32.onnx").read_bytes()[:5000])
+
+
+def _text(folder: Path) -> None:
+    small.replace(folder / "fp32.onnx", b"<html>404</html>")
+
+
+def _absent(folder: Path) -> None:
+    (folder / "fp32.onnx").unlink()
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def _short_weights(folder: Path) -> None:
+    small.replace(folder / WEIGHTS, (folder / WEIGHTS).read_bytes()[:100_000])
+
+
+def _unknown_operator(folder: Path) -> None:
+    model = onnx.load(folder / "fp32.onnx", load_external_data=False)
+    model.graph.node[5].op_type = "Chestnut"
+    small.replace(folder / "fp32.onnx", model.SerializeToString())
+
+
+@pytest.mark.parametrize("damage", [_truncated, _text, _absent, _no_weights, _short_weights, _unknown_operator])
+def test_a_graph_that_cannot_be_loaded_is_named(
+    small_bundle: Path, tmp_path: Path, damage: Callable[[Path], Any]
+) -> None:
+    folder = shutil.copytree(small_bundle, tmp_path / "bundle", copy_function=os.link)
+    OnnxRuntimeSession(folder / "fp32.onnx", precision="fp32")
+    damage(folder)
+    with pytest.raises(EngineError) as caught:
+        OnnxRuntimeSession(folder / "fp32.onnx", precision="fp32")
+    message = str(caught.value)
+    assert str(folder / "fp32.onnx") in message
+    assert "cannot load it" in message
+    assert "\n" not in message

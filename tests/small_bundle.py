@@ -1,0 +1,173 @@
+"""One real bundle a session, made as every bundle is made: a tiny network of random weights, exported over a generated
+data folder. Its findings mean nothing; its files, graph, golden set and manifest are whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from cxrvit_edge.bundle import MANIFEST
+from cxrvit_edge.phantom import make_phantom
+
+if TYPE_CHECKING:
+    import onnx
+
+    from cxrvit_edge.model.config import NetworkConfig
+    from cxrvit_edge.model.triage_net import TriageNet
+
+SIZE = 64
+CASES = (("normal", "none", "PA"), ("other", "focal", "PA"), ("covid", "diffuse", "AP"))  # label, lesions, view
+
+
+@dataclass(frozen=True)
+class Exported:
+    """bundle, checkpoint and data folder; graph: as traced, before its weights were moved out."""
+
+    bundle: Path
+    checkpoint: Path
+    data: Path
+    graph: onnx.ModelProto
+
+
+def config() -> NetworkConfig:
+    from cxrvit_edge.model.config import NetworkConfig
+
+    widths: dict[str, Any] = {"map_widths": (8, 4, 4), "lung_widths": (8, 8, 4, 4)}
+    return NetworkConfig("edge", layers=1, heads=2, width=48, image_size=SIZE, **widths)
+
+
+def network() -> TriageNet:
+    """Random weights; normalisation statistics and scale of the outputs are those of four films, so films differ."""
+    import torch
+    from torch import nn
+
+    from cxrvit_edge.model.triage_net import TriageNet
+    from cxrvit_edge.preprocess import PreprocessConfig, preprocess
+    from cxrvit_edge.radiograph import Radiograph
+
+    films = [make_phantom(i, height=160, width=144, lesions=CASES[i % 3][1]) for i in range(90, 94)]  # type: ignore[arg-type]
+    images = torch.from_numpy(
+        np.stack([preprocess(Radiograph(f.pixels), PreprocessConfig(size=SIZE))[0] for f in films])
+    )
+    torch.manual_seed(0)
+    net = TriageNet(config()).train()
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.momentum = None  # a plain average
+                m.weight.uniform_(0.7, 1.3)
+                m.bias.normal_(0, 0.2)
+        net(images)
+        out = net.eval().training_forward(images)
+        for head, values, mean, spread in (
+            (net.diagnosis, out.logits, 0.0, 1.0),
+            (net.severity.out, out.severity, 0.0, 1.5),
+            (net.lungs.out, out.lungs, 2.0, 0.5),  # lungs nearly everywhere: every film passes the guard
+        ):
+            assert head.bias is not None
+            axes = [i for i in range(values.ndim) if i != 1]
+            shift, scale = values.mean(axes), spread / values.std(axes)
+            head.weight.mul_(scale.view(-1, *[1] * (head.weight.ndim - 1)))
+            head.bias.copy_((head.bias - shift) * scale + mean)
+    return net
+
+
+def write_checkpoint(path: Path, net: TriageNet | None = None) -> Path:
+    from cxrvit_edge.model import checkpoint
+    from cxrvit_edge.preprocess import PreprocessConfig
+
+    net = net or network()
+    extra = {"stage": "joint", "preprocessing": PreprocessConfig(size=net.config.image_size).to_dict()}
+    checkpoint.save(path, net.state_dict(), net.config, extra)
+    return path
+
+
+def write_data(folder: Path, *, of_each: int = 2) -> Path:
+    """manifest.csv, masks and severity scores: `of_each` films of each class in val, and in test."""
+    rows, masks, severity = [], [], []
+    for i in range(2 * of_each * len(CASES)):
+        label, lesions, view = CASES[i % len(CASES)]
+        film = make_phantom(i, height=160, width=144, lesions=lesions, view=view)  # type: ignore[arg-type]
+        name, mask = f"images/{i:02d}.png", f"masks/lungvae/{i:02d}.png"
+        for path, pixels in ((name, film.pixels << 4), (mask, film.lungs.any(0).astype(np.uint8) * 255)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / path), pixels)
+        split = "val" if i < of_each * len(CASES) else "test"
+        rows.append(
+            {"path": name, "label": label, "view": view, "group_id": f"p{i}", "source": "generated", "reuse": "yes"}
+            | {"split": split, "finding_raw": ""}
+        )
+        masks.append({"mask_path": mask, "image_path": name, "kind": "lungvae"})
+        if label == "covid":
+            severity.append({"path": name, **{f"S-{zone}": str((i + k) % 4) for k, zone in enumerate("ABCDEF")}})
+    for path, table in (("manifest.csv", rows), ("masks/masks.csv", masks), ("severity.csv", severity)):
+        with (folder / path).open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+    return folder
+
+
+def make(folder: Path) -> Exported:
+    from export import graph
+    from export.bundle import export
+    from train.data import manifest
+
+    data, checkpoint = write_data(folder / "data"), write_checkpoint(folder / "model.safetensors")
+    traced: list[onnx.ModelProto] = []
+    trace = graph.trace
+
+    def trace_and_keep(net: TriageNet) -> onnx.ModelProto:
+        import onnx
+
+        traced.append(trace(net))
+        kept = onnx.ModelProto()
+        kept.CopyFrom(traced[0])
+        return kept
+
+    graph.trace = trace_and_keep
+    try:
+        bundle = export(checkpoint, manifest.read(data), folder / "bundle", name="small", say=lambda _: None)
+    finally:
+        graph.trace = trace
+    return Exported(bundle, checkpoint, data, traced[0])
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Root may read everything, so the test steps down."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a new file in the place of one that may be a hard link."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def reseal(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest again with `changes` to its fields and the hashes of its files as they are now."""
+    raw = json.loads((folder / MANIFEST).read_bytes())
+    raw |= {"files": {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}, **(changes or {})}
+    replace(folder / MANIFEST, json.dumps(raw).encode())
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
