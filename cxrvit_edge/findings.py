@@ -73,14 +73,14 @@ class Finding:
         if values.get("schema") != SCHEMA:
             raise ValueError(f"schema {values.get('schema')!r}, not {SCHEMA}")
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        if known.get("severity") is not None:
-            zones = known["severity"]["zones"]
-            known["severity"] = Severity(known["severity"]["score"], zones and tuple(tuple(z) for z in zones))
-        known["warnings"] = tuple(known.get("warnings") or ())
         try:
+            if known.get("severity") is not None:
+                zones = known["severity"]["zones"]
+                known["severity"] = Severity(known["severity"]["score"], zones and tuple(tuple(z) for z in zones))
+            known["warnings"] = tuple(known.get("warnings") or ())
             return cls(**known)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no finding: {error}") from error
 
 
 def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Geometry) -> Judgement:
@@ -98,7 +98,7 @@ def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Ge
     exp = np.exp(scaled - scaled.max())
     p = exp / exp.sum()
     probabilities = {name: round(float(v), 6) for name, v in zip(m.classes, p, strict=True)}
-    flags = {name: bool(value >= m.operating_points[name]) for name, value in zip(m.classes, p, strict=True)}
+    flags = {name: value >= m.operating_points[name] for name, value in probabilities.items()}  # as they are reported
     zones = zone_masks(lungs)
     severity = Severity()
     if zones is not None:
