@@ -93,7 +93,7 @@ def test_probabilities_label_and_flags_agree(logits: list[float], temperature: f
     scaled = np.array(logits) / temperature
     np.testing.assert_allclose(p, np.exp(scaled - np.logaddexp.reduce(scaled)), rtol=0, atol=5.1e-7)
     assert found.probabilities[found.label] == p.max()
-    assert logits[CLASSES.index(found.label)] == max(logits)
+    assert logits[CLASSES.index(found.label)] >= max(logits) - 1e-9
     assert found.flags == {name: found.probabilities[name] >= thresholds[name] for name in CLASSES}
 
 
