@@ -98,7 +98,7 @@ class Triage:
         except OSError as error:
             where = error.filename if isinstance(error.filename, str) else out
             cause = error.strerror or type(error).__name__
-            hint = "what was done is kept: mend it and run again to go on"
+            hint = "see to that or give another --out; what was done is kept, run again to go on"
             raise UsageError(f"{where}: cannot be written ({cause}); {hint}") from error
 
     def _write(

@@ -350,7 +350,7 @@ def test_closing_words_name_the_first_failures() -> None:
         "failed: 6 more, see the worklist",
         "10 inputs (2 kept from an earlier run): 3 ok, 7 failed",
         "priority: 1 urgent",
-        "8 inputs in 4 s, 2.0 a second, fake fp32",
+        "8 inputs in 4.0 s, 2.0 a second, fake fp32",
         "mean milliseconds an input: read 1, run 7",
         "wrote out/worklist.csv",
         "wrote out/report.html",
