@@ -60,7 +60,7 @@ def test_examples(examples_out: Path) -> None:
     assert found["examples/phantom_normal_mono2.dcm"]["view"] == "PA"
     with (examples_out / "worklist.csv").open(newline="") as f:
         assert len(list(csv.reader(f))) == len(found) + 1
-    page = (examples_out / "report.html").read_text("utf-8")
+    page = (examples_out / "report.html").read_text("utf-8").replace("<wbr>", "")
     assert "phantom_normal_pa.png" in page and "Research use only" in page
 
 
