@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from cxrvit_edge.model.triage_net import TriageNet
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkConfig("edge", layers=1, heads=2, width=16, image_size=64, map_widths=(8, 4, 4), lung_widths=(4, 4, 4, 4))
 
 
@@ -83,18 +80,13 @@ def test_a_saved_file_leaves_no_part(saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["model.safetensors"]
 
 
-def test_equal_content_is_an_equal_file(saved: Path, net: TriageNet, tmp_path: Path) -> None:
-    """In another process too, where hashes of strings start elsewhere."""
-    first = saved.read_bytes()
-    code = (
-        "import sys; from pathlib import Path; from cxrvit_edge.model import checkpoint\n"
-        "tensors, config, extra = checkpoint.load(Path(sys.argv[1]))\n"
-        "checkpoint.save(Path(sys.argv[2]), tensors, config, extra)"
-    )
-    for i in range(2):
-        again = tmp_path / f"{i}.safetensors"
-        subprocess.run([sys.executable, "-c", code, str(saved), str(again)], check=True, cwd=ROOT)
-        assert again.read_bytes() == first
+def test_equal_content_is_an_equal_file(tmp_path: Path) -> None:
+    """safetensors alone writes its metadata in another order each time."""
+    path, seen = tmp_path / "m.safetensors", set()
+    for _ in range(12):
+        checkpoint.save(path, {"a": torch.ones(3)}, TINY, {"epoch": 3})
+        seen.add(path.read_bytes())
+    assert len(seen) == 1
 
 
 def test_metadata_beyond_ascii_survives(net: TriageNet, tmp_path: Path) -> None:
