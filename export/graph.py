@@ -99,6 +99,10 @@ def refer_to_weights(model: onnx.ModelProto, weights: Path, *, cast_to: int) -> 
                 for i, name in enumerate(node.input):
                     if name == tensor.name:
                         node.input[i] = cast
+    names = {tensor.name for tensor in kept}
+    shapes = [v for v in model.graph.value_info if v.name not in names]  # theirs were of the type before
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(shapes)
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     nodes = [*casts, *model.graph.node]

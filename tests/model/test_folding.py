@@ -69,3 +69,40 @@ def test_folded_weights_build_a_folded_network(net: TriageNet) -> None:
     with torch.inference_mode():
         for a, b in zip(again(image), folded(image), strict=True):
             assert torch.equal(a, b)
+
+
+def test_parameters_keep_their_names(net: TriageNet) -> None:
+    """70 convolutions gain a bias, their normalisations go, and nothing else is touched."""
+    before, after = net.state_dict(), fold(net).state_dict()
+    gained = sorted(set(after) - set(before))
+    assert all(name.endswith(".bias") for name in gained)
+    assert len(gained) == 1 + 58 + 3 + 8
+    gone = {name.rsplit(".", 1)[0] for name in set(before) - set(after)}
+    assert len(gone) == len(gained)
+    assert {"backbone.features.norm0", "backbone.features.denseblock4.denselayer16.norm2", "lungs.up2.1"} <= gone
+    scaled = {f"{name.removesuffix('.bias')}.weight" for name in gained}
+    for name in set(before) & set(after):
+        assert before[name].shape == after[name].shape
+        assert torch.equal(before[name], after[name]) != (name in scaled), name
+
+
+def test_folding_holds_for_any_statistics() -> None:
+    """Channels switched off or turned over, variances near zero: the formula has no special case."""
+    torch.manual_seed(1)
+    net = TriageNet(TINY).eval()
+    norm, conv = net.backbone.features.norm0, net.backbone.features.conv0
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(conv, nn.Conv2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        norm.weight[::3], norm.weight[1::3] = 0.0, -1.5
+        norm.bias.normal_()
+        norm.running_mean.normal_(0, 5)
+        norm.running_var[::2] = 1e-6
+    image = torch.randn(1, 1, 64, 64)
+    folded = fold(net).backbone.features.conv0
+    with torch.inference_mode():
+        expected = norm.double()(conv(image).double())
+        found = folded(image)  # type: ignore[operator]
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
