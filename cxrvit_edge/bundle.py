@@ -51,11 +51,13 @@ class Variant:
 class Guard:
     """Where a lung mask stops looking like a frontal chest. Areas are fractions of the radiograph.
 
-    least_lungs: area of both lungs together; least_confidence: mean mask value inside the mask.
+    least_lungs: area of both lungs together; least_confidence: mean mask value inside the mask;
+    least_separation: of the lungs' centres, image-right from image-left, where both are seen.
     """
 
     least_lungs: float
     least_confidence: float
+    least_separation: float = 0.10
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cxrvit_edge.errors import InputError, Reason, Status
 from cxrvit_edge.preprocess import Geometry
 from cxrvit_edge.radiograph import View
 from cxrvit_edge.runtime.session import Outputs
-from cxrvit_edge.zones import lung_extent, severity_array, zone_masks
+from cxrvit_edge.zones import lung_extent, lung_separation, severity_array, zone_masks
 
 SCHEMA = 1
 
@@ -110,9 +110,17 @@ def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Ge
 
 
 def check_lungs(lungs: np.ndarray, bundle: Bundle, geometry: Geometry) -> None:
-    """InputError not_a_chest if lungs (2, h, w) are too small or too faint for a frontal chest radiograph."""
+    """InputError not_a_chest if lungs (2, h, w) are too small, too faint or not side by side."""
     guard = bundle.manifest.guard
-    area, confidence = lung_extent(geometry.content(lungs))
+    content = geometry.content(lungs)
+    separation = lung_separation(content)
+    if separation is not None and separation < guard.least_separation:
+        raise InputError(
+            Reason.NOT_A_CHEST,
+            f"the lungs found do not lie side by side (centres {separation:.0%} of the width apart): turned, mirrored, "
+            "or not a frontal chest radiograph; look at it",
+        )
+    area, confidence = lung_extent(content)
     if area < guard.least_lungs or confidence < guard.least_confidence:
         raise InputError(
             Reason.NOT_A_CHEST,

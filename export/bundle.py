@@ -164,8 +164,7 @@ def _decide(
     if test:
         q, reach = predict(session, test, preprocessing, progress("test"))
         evaluation["test"] = report(q, points, temperature)
-        refused = (reach.area < chosen.guard.least_lungs) | (reach.confidence < chosen.guard.least_confidence)
-        evaluation["test"]["refused_by_guard"] = int(refused.sum())
+        evaluation["test"]["refused_by_guard"] = int(decisions.refused(chosen.guard, *reach).sum())
     return chosen, evaluation, _against_torch(session, reference, val[:: max(1, len(val) // 32)][:32], preprocessing)
 
 

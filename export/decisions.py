@@ -54,3 +54,11 @@ def guard(areas: NDArray[np.floating], confidences: NDArray[np.floating]) -> Gua
     """
     area = float(np.clip(0.5 * areas.min(), 0.01, 0.10))
     return Guard(round(area, 4), round(max(0.5, float(confidences.min()) - 0.05), 4))
+
+
+def refused(
+    bounds: Guard, areas: NDArray[np.floating], confidences: NDArray[np.floating], separations: NDArray[np.floating]
+) -> NDArray[np.bool_]:
+    """(N,) whether the guard turns each away; a separation of NaN is none."""
+    small = (areas < bounds.least_lungs) | (confidences < bounds.least_confidence)
+    return np.asarray(small | (separations < bounds.least_separation))

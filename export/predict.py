@@ -14,17 +14,21 @@ from cxrvit_edge.metrics import dice
 from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import read
 from cxrvit_edge.runtime.session import Float32, Session
-from cxrvit_edge.zones import lung_extent, severity_array, zone_masks
+from cxrvit_edge.zones import lung_extent, lung_separation, severity_array, zone_masks
 from train.data.masks import read_lungs
 from train.data.record import Record
 from train.evaluate import Predictions
 
 
 class Extent(NamedTuple):
-    """Area of the lungs as a fraction of the radiograph, and the mean mask value inside, (N,) each."""
+    """Area of the lungs as a fraction of the radiograph, mean mask value inside, distance of their centres, (N,) each.
+
+    separation is NaN where a lung is not seen.
+    """
 
     area: NDArray[np.float64]
     confidence: NDArray[np.float64]
+    separation: NDArray[np.float64]
 
 
 def predict(
@@ -47,14 +51,16 @@ def predict(
             found = zone_masks(lungs)
             zones.append(np.full((3, 2), np.nan) if found is None else severity_array(out.severity_map[0, 0], found))
             dices.append(np.nan if record.lungs is None else _dice(lungs, record, geometry))
-            extents.append(lung_extent(geometry.content(lungs)))
+            content = geometry.content(lungs)
+            apart = lung_separation(content)
+            extents.append((*lung_extent(content), np.nan if apart is None else apart))
             if progress:
                 progress(done, len(records))
-    area, confidence = np.array(extents, np.float64).T
+    area, confidence, separation = np.array(extents, np.float64).T
     predictions = Predictions(
         list(records), np.stack(logits), np.stack(zones).astype(np.float32), np.array(dices, np.float32)
     )
-    return predictions, Extent(area, confidence)
+    return predictions, Extent(area, confidence, separation)
 
 
 def _dice(lungs: Float32, record: Record, geometry: Geometry) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cxrvit_edge.zones import clean_lung, lung_extent, severity_array, split_rows, zone_masks
+from cxrvit_edge.zones import clean_lung, lung_extent, lung_separation, severity_array, split_rows, zone_masks
 
 Bool = NDArray[np.bool_]
 UNIT = st.floats(0, 1, width=32)
@@ -169,3 +169,15 @@ def test_extent_of_lungs() -> None:
     assert area == pytest.approx(0.20)
     assert mean == pytest.approx((12 * 0.75 + 12 * 1.0) / 24)
     assert lung_extent(np.full((2, 8, 8), 0.49, np.float32)) == (0.0, 0.0)
+
+
+def test_lung_separation_is_signed_and_undefined_without_both_lungs() -> None:
+    masks = np.zeros((2, 20, 40), np.float32)
+    masks[0, 4:16, 4:12] = 1
+    masks[1, 4:16, 26:36] = 1
+    assert lung_separation(masks) == pytest.approx((30.5 - 7.5) / 40)
+    assert lung_separation(masks[::-1]) == pytest.approx(-(30.5 - 7.5) / 40)
+    turned = np.stack([np.rot90(m) for m in masks])
+    assert abs(lung_separation(turned) or 0.0) < 0.05
+    masks[1] = 0
+    assert lung_separation(masks) is None

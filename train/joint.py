@@ -1,7 +1,8 @@
 """Stage `joint`: one shared trunk, all heads (diagnosis, severity map, lungs, findings through PCAM) at once.
 
 The shared trunk is ours; the paper trains its networks one after the other. Training goes from low to full resolution,
-which two CPU cores can pay for; weights are averaged over steps (EMA), and the average is what is kept.
+which two CPU cores can pay for; weights are averaged over steps (EMA), and the average or
+the last weights are kept, by validation.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class JointOptions:
 
 
 class Joint:
-    """A run in `out`: last.safetensors (to resume), model.safetensors (the average), log.csv."""
+    """A run in `out`: last.safetensors (to resume), model.safetensors (what is kept), log.csv."""
 
     def __init__(
         self,
@@ -120,12 +121,25 @@ class Joint:
                 row.update(summary(self.validate(self.epochs[self.epoch - 1].size)))
             self._log(row)
         path = self.out / "model.safetensors"
-        checkpoint.save(path, self.average.state_dict(), self.config, self._extra())
+        checkpoint.save(path, self._better().state_dict(), self.config, self._extra())
         return path
 
-    def validate(self, size: int) -> Predictions:
+    def _better(self) -> TriageNet:
+        """The average or the last weights: a short last phase may leave the average behind at its resolution.
+
+        By mean AUC on val; the average without one.
+        """
+        best, best_auc = self.average, -1.0
+        for name, net in (("average", self.average), ("last", self.net)):
+            row = summary(self.validate(self.epochs[-1].size, net)) if self.val_index else {}
+            self._log({"weights": name, **row})
+            if row.get("auc", -1.0) > best_auc:
+                best, best_auc = net, row["auc"]
+        return best
+
+    def validate(self, size: int, net: TriageNet | None = None) -> Predictions:
         loader = Loader(self.records, self.cache, self.val_index, self.preprocessing, size=size, batch=16)
-        return predict(self.average.eval(), loader)
+        return predict((net or self.average).eval(), loader)
 
     def _one_epoch(self, phase: Phase) -> dict[str, float]:
         o = self.options

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxrvit_edge.bundle import Guard
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import CLASSES
 from export import decisions
@@ -86,3 +87,11 @@ def test_guard_has_a_margin_and_a_floor() -> None:
     assert (bounds.least_lungs, bounds.least_confidence) == (0.06, 0.75)
     empty = decisions.guard(np.array([0.0, 0.3]), np.array([0.0, 0.9]))
     assert (empty.least_lungs, empty.least_confidence) == (0.01, 0.5)
+
+
+def test_refused_by_each_bound_and_not_for_a_lung_unseen() -> None:
+    bounds = Guard(0.1, 0.6, 0.2)
+    areas = np.array([0.3, 0.05, 0.3, 0.3, 0.3])
+    confidences = np.array([0.9, 0.9, 0.5, 0.9, 0.9])
+    separations = np.array([0.4, 0.4, 0.4, 0.1, np.nan])
+    assert decisions.refused(bounds, areas, confidences, separations).tolist() == [False, True, True, True, False]
