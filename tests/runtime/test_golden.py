@@ -129,6 +129,7 @@ def test_key_holds_what_a_pass_depends_on(
         pytest.param(lambda o: o._replace(severity_map=o.severity_map[..., ::-1]), id="map mirrored"),
         pytest.param(lambda o: o._replace(logits=o.logits[:1]), id="one row"),
         pytest.param(lambda o: o._replace(lung_mask=o.lung_mask[:, :1]), id="one lung"),
+        pytest.param(lambda o: o._replace(severity_map=o.severity_map[..., ::2, ::2]), id="a smaller map"),
     ],
 )
 def test_departing_is_stopped_and_not_recorded(
