@@ -108,7 +108,7 @@ def _fill(source: Path, records: Sequence[Record], work: Path, name: str, say: S
         "name": name,
         "licences": {"code": "Apache-2.0", "weights": "CC-BY-NC-SA-4.0"},
         "intended_use": INTENDED_USE,
-        "caveat": CAVEAT,
+        "caveat": _caveat(evaluation),
         "training": {**extra, "commit": _commit(), "checkpoint_sha256": _sha256(source)},
         "network": json.loads(reference.config.to_json()),
         "classes": list(CLASSES),
@@ -166,6 +166,16 @@ def _decide(
         evaluation["test"] = report(q, points, temperature)
         evaluation["test"]["refused_by_guard"] = int(decisions.refused(chosen.guard, *reach).sum())
     return chosen, evaluation, _against_torch(session, reference, val[:: max(1, len(val) // 32)][:32], preprocessing)
+
+
+def _caveat(evaluation: Mapping[str, Any]) -> str:
+    """What every report must say, and, where the figures ask for it, that the severity score is not to be relied on."""
+    measured = evaluation.get("test", evaluation["val"])["severity"]["brixia>=1"]
+    if not measured["images"]:
+        return f"{CAVEAT} Its severity score was not measured."
+    if measured["mse"] >= measured["mse_constant"]:
+        return f"{CAVEAT} Its severity score did worse than a constant on scored films: rely on neither score nor rank."
+    return CAVEAT
 
 
 def _against_torch(
