@@ -22,7 +22,7 @@ def joint(
     data: Annotated[Path, typer.Option(help="Folder with manifest.csv, severity.csv, masks/masks.csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
     preset: Annotated[str, typer.Option(help="Network size: edge, small or paper.")] = "edge",
-    schedule: Annotated[str, typer.Option(help="Phases as size:epochs:batch.")] = "256:14:16,384:3:12,512:1:8",
+    schedule: Annotated[str, typer.Option(help="Phases as size:epochs:batch.")] = "256:13:16,384:3:12,512:1:8",
     lr: Annotated[float, typer.Option(help="Peak learning rate at batch 16.")] = 8e-4,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     all_licences: Annotated[bool, typer.Option(help="Also images whose licence bars published weights.")] = False,

@@ -91,7 +91,7 @@ def test_manifest_counts_what_was_measured(raw: dict[str, Any]) -> None:
         found = raw["evaluation"][split]
         assert (found["images"], found["labelled"], found["patients"], found["no_lungs"]) == (6, 6, 6, 0)
         assert found["lung_dice"]["lungvae"]["images"] == 6
-        assert 0 < found["lung_dice"]["lungvae"]["value"] < 1
+        assert 0.8 < found["lung_dice"]["lungvae"]["value"] < 1
         assert found["severity"]["brixia>=1"]["images"] == 2
     assert raw["evaluation"]["test"]["refused_by_guard"] == 0
     parity = raw["variants"]["fp32"]["parity"]

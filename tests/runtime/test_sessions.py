@@ -68,12 +68,13 @@ def test_a_batch_is_its_images(sessions: dict[str, Session], batch: Float32, bac
     session = sessions[backend]
     whole = session.run(batch)
     three = session.run(batch[3:])
-    for i in range(len(batch)):
-        for a, b in zip(session.run(batch[i : i + 1]), whole, strict=True):
-            np.testing.assert_allclose(a[0], b[i], rtol=0, atol=1e-4)
-    for a, b in zip(three, whole, strict=True):
-        np.testing.assert_allclose(a, b[3:], rtol=0, atol=1e-4)
-    assert np.abs(whole.logits[0] - whole.logits[1]).max() > 100 * 1e-4
+    for name, atol in (("logits", 1e-4), ("severity_map", 1e-3), ("lung_mask", 1e-3)):
+        expected = getattr(whole, name)
+        np.testing.assert_allclose(getattr(three, name), expected[3:], rtol=0, atol=atol)
+        for i in range(len(batch)):
+            alone = getattr(session.run(batch[i : i + 1]), name)
+            np.testing.assert_allclose(alone, expected[i : i + 1], rtol=0, atol=atol)
+        assert np.abs(expected[0] - expected[1]).max() > 20 * atol, "films that are told apart by more than that"
 
 
 def test_onnx_is_the_reference(sessions: dict[str, Session], batch: Float32) -> None:
