@@ -153,7 +153,14 @@ def test_wheel_holds_the_package_whole_and_nothing_else(wheel: zipfile.ZipFile) 
     files = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
     assert names == {name for name in files if "__pycache__" not in name}
     assert "cxrvit_edge/py.typed" in names
-    bundle = {"manifest.json", "weights.safetensors", "fp32.onnx", "golden.npz", "LICENSE-WEIGHTS.md"}
+    bundle = {
+        "manifest.json",
+        "weights.safetensors",
+        "fp32.onnx",
+        "golden_inputs.npz",
+        "golden_fp32.npz",
+        "LICENSE-WEIGHTS.md",
+    }
     assert {f"cxrvit_edge/bundles/default/{file}" for file in bundle} <= names
 
 
