@@ -1,4 +1,4 @@
-"""Host time an image: python -m benchmarks.host_time FOLDER [--images 64] [--bundle DIR] [--rounds 3]
+"""Host time an image: python -m benchmarks.host_time FOLDER... [--images 64] [--bundle DIR] [--rounds 3] [--record]
 
 Wall time of a whole run (read, judge, journal, thumbnails, worklist, report) less the time inside `Session.run`, over
 the images, with a session that returns at once. PNG and JPEG apart from DICOM. Files are copied up to the number asked
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import record
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import InputError
 from cxrvit_edge.preprocess import Float32
@@ -83,28 +84,35 @@ def measure(bundle: Bundle, folder: Path, out: Path) -> tuple[float, float, Summ
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="+")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--bundle", type=Path, help="for its preprocessing; the embedded one by default")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/host_time.csv")
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
+    rows = []
+    for folder in options.folder:
         for kind, suffixes in KINDS.items():
-            paths = list(readable(options.folder, suffixes))[: options.images]
-            if not paths:
-                print(f"{kind}: none under {options.folder}")
-                continue
-            copies(paths, options.images, work / kind)
-            measure(bundle, work / kind, work / "out")
-            rounds = [measure(bundle, work / kind, work / "out") for _ in range(options.rounds)]
+            with tempfile.TemporaryDirectory() as temporary:
+                work = Path(temporary)
+                paths = list(readable(folder, suffixes))[: options.images]
+                if not paths:
+                    continue
+                copies(paths, options.images, work / kind)
+                measure(bundle, work / kind, work / "out")
+                rounds = [measure(bundle, work / kind, work / "out") for _ in range(options.rounds)]
             wall, cpu, summary = sorted(rounds, key=lambda r: r[0])[len(rounds) // 2]
+            low, high = min(r[0] for r in rounds), max(r[0] for r in rounds)
             stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in summary.run.stage_ms.items())
-            spread = f"{min(r[0] for r in rounds):.1f} to {max(r[0] for r in rounds):.1f}"
-            print(f"{kind}: {wall:.1f} ms an image ({spread}), {cpu:.1f} ms of processor time")
+            print(f"{folder} {kind}: {wall:.1f} ms an image ({low:.1f} to {high:.1f}), {cpu:.1f} ms of processor time")
             print(f"  {len(paths)} different files, {summary.statuses}")
             print(f"  mean milliseconds in each stage, threads overlap: {stages}")
+            figures = {"ms_an_image": wall, "least": low, "most": high, "processor_ms": cpu}
+            row = {"folder": folder.name, "kind": kind, "images": options.images, "different": len(paths)}
+            rows.append({**row, **{name: round(value, 1) for name, value in figures.items()}})
+    if options.record and rows:
+        print(record("host_time", rows, ("numpy", "opencv-python-headless", "pydicom")))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 
 from cxrvit_edge.bundle import Bundle, cache_dir, default_path
 from cxrvit_edge.errors import CxrVitError
+from cxrvit_edge.host import cores, cpu_flags, processor
 
 BASE = ("numpy", "opencv-python-headless", "onnxruntime", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg")
 OPTIONAL = ("torch", "tensorrt", "tensorrt-rtx", "cuda-python")
@@ -22,10 +22,6 @@ BACKENDS = {  # back end -> what it imports, what installs it
     "tensorrt-rtx": ("tensorrt_rtx", "pip install 'cxrvit-edge[rtx]'"),
     "torch": ("torch", "pip install 'cxrvit-edge[train]'"),
 }
-_CPU_FLAGS = (  # that decide how fast a kernel is: x86-64, then aarch64
-    *("sse4_2", "avx", "fma", "f16c", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_int8", "amx_bf16", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
 
 
 def examine(bundle: str | Path | None = None) -> dict[str, Any]:
@@ -56,32 +52,16 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
 
 
 def _system() -> dict[str, Any]:
-    name, flags = _cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = cpu_flags()
     return {
         "python": sys.version.split()[0],
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "processor": name,
-        "cores": cores,
+        "processor": processor(),
+        "cores": cores(),
         "cpu_flags": flags,
         "int8_dot_products": any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "asimddp", "amx_int8")),
     }
-
-
-def _cpu() -> tuple[str, list[str]]:
-    """Name, and those of its flags that matter here (Linux)."""
-    name, flags = platform.processor() or "unknown", set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    except OSError:
-        pass
-    return name, [flag for flag in _CPU_FLAGS if flag in flags]
 
 
 def _bundle(path: str | Path | None) -> tuple[Bundle | None, dict[str, Any]]:

@@ -12,6 +12,7 @@ from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.discover import Found, StrPath, discover, require
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
+from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.radiograph import Limits, View
@@ -46,7 +47,7 @@ class Triage:
                 raise UsageError(f"{name} is {value}: must be at least 1")
         self.bundle, self.sessions = bundle, sessions
         self._batch_size = batch_size
-        self._workers = workers or _cores()
+        self._workers = workers or cores()
         self._limits = limits or Limits()
         self._views = None if views is None else ViewTable(os.fspath(views))
         name = f"{bundle.manifest.name}@{bundle.sha256[:12]}"
@@ -196,8 +197,3 @@ def _remove_outputs(out: Path) -> None:
     for pattern in ("*.jpg", "*.overlay.png"):
         for path in (out / THUMBNAILS).glob("[0-9a-f]" * 64 + pattern[1:]):
             path.unlink()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

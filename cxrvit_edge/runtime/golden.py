@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import BundleError, ParityError
+from cxrvit_edge.host import processor
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.runtime.session import Outputs, Session
@@ -71,7 +72,7 @@ def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
         graph,
         platform.system(),
         platform.machine(),
-        _processor(),
+        processor(),
         np.__version__,
         _cv2_version(),
     )
@@ -147,16 +148,6 @@ def _record(path: Path, session: Session, variant: str, found: Difference) -> No
         temporary.replace(path)
     except OSError:
         return
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "CPU part")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def _cv2_version() -> str:
