@@ -21,7 +21,7 @@ def clean_lung(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if count <= 2:
         return mask
     areas = stats[1:, cv2.CC_STAT_AREA]
-    keep = np.concatenate([[False], areas >= LEAST_PART * areas.max()])
+    keep = np.concatenate([[False], areas > LEAST_PART * areas.max()])
     return np.asarray(keep[labels])
 
 

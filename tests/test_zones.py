@@ -181,3 +181,11 @@ def test_lung_separation_is_signed_and_undefined_without_both_lungs() -> None:
     assert abs(lung_separation(turned) or 0.0) < 0.05
     masks[1] = 0
     assert lung_separation(masks) is None
+
+
+@pytest.mark.parametrize(("pixels", "kept"), [(5, False), (6, True)])
+def test_a_part_of_exactly_five_per_cent_is_a_speck(pixels: int, kept: bool) -> None:
+    mask = np.zeros((20, 40), bool)
+    mask[2:12, 2:12] = True  # 100 pixels
+    mask[15, 20 : 20 + pixels] = True
+    assert clean_lung(mask)[15].any() == kept
