@@ -22,6 +22,7 @@ class Record:
     brixia: (3, 2) float32, 0-3 a zone, rows upper to lower, columns image-left and image-right lung
     lungs: path of a lung mask at the size of the image; lungs_kind names its convention
     reuse: licence class; weights that are published are trained on some of them only
+    sex: female, male or unknown
     """
 
     path: Path
@@ -35,3 +36,4 @@ class Record:
     lungs: Path | None = None
     lungs_kind: str | None = None
     reuse: str = "yes"
+    sex: str = "unknown"
