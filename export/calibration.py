@@ -127,13 +127,11 @@ def pick(
     of_stratum: Counter[str] = Counter()
     of_patient: Counter[str] = Counter()
 
-    def take(candidate: Candidate) -> bool:
-        if not accept(candidate):
-            return False
-        chosen.append(candidate)
-        of_stratum[candidate.stratum] += 1
-        of_patient[candidate.patient] += 1
-        return True
+    def take(candidate: Candidate) -> None:
+        if accept(candidate):
+            chosen.append(candidate)
+            of_stratum[candidate.stratum] += 1
+            of_patient[candidate.patient] += 1
 
     most = 1  # images a patient
     while waiting and len(chosen) < images:
