@@ -1,9 +1,11 @@
-"""The box this runs on: processor, its instruction sets, cores."""
+"""The box this runs on: processor, its instruction sets, cores, GPUs."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 CPU_FLAGS = (  # that decide how fast a kernel is: x86-64, then aarch64
@@ -41,3 +43,59 @@ def cpu_flags() -> list[str]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device. sm: compute capability without its point, such as "86"; driver: its version, or CUDA's."""
+
+    index: int
+    name: str
+    sm: str
+    memory_bytes: int
+    driver: str
+
+
+def gpus() -> list[Gpu]:
+    """CUDA devices that this process may use, asked of the driver itself; empty where there is no driver or no GPU."""
+    cuda = _cuda()
+    count = ctypes.c_int()
+    if cuda is None or cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    found = [_gpu(cuda, i) for i in range(count.value)]
+    return [gpu for gpu in found if gpu]
+
+
+def _cuda() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+
+
+def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu | None:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    memory, name = ctypes.c_size_t(), ctypes.create_string_buffer(256)
+    failed = (
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        or cuda.cuDeviceGetName(name, len(name), device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
+        or cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    )
+    if failed:
+        return None
+    text = name.value.decode("utf-8", "replace")
+    return Gpu(index, text, f"{major.value}{minor.value}", memory.value, _driver(cuda))
+
+
+def _driver(cuda: ctypes.CDLL) -> str:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:  # Windows, Jetson
+        version = ctypes.c_int()
+        cuda.cuDriverGetVersion(ctypes.byref(version))
+        return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"

@@ -5,17 +5,15 @@ Every line carries bundle, back end and precision, so the file itself says whom 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, overload
 
+from cxrvit_edge import lock
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import SCHEMA, Finding
 
@@ -123,7 +121,7 @@ class Journal:
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(self.path)
-        _sync_folder(self.path.parent)
+        lock.sync_folder(self.path.parent)
         self._file.close()
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         self._entries, self._lines, self._end, self.damaged = entries, len(entries), offset, 0
@@ -224,38 +222,8 @@ def _entry(offset: int, length: int, finding: Finding) -> Entry:
 
 
 def _lock(folder: Path) -> tuple[int, bool]:
-    """Descriptor that holds the folder's lock, and whether the file system has no locks.
-
-    UsageError names the holder. The kernel frees the lock when its process ends, however it ends.
-    """
-    import fcntl
-
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    unlocked = False
+    """Descriptor that holds the folder's lock, and whether the file system has none. UsageError names the holder."""
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode("ascii", "replace").strip() or "another process"
-            raise UsageError(f"{folder}: in use by {holder}; wait for it, or give another --out") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            unlocked = True
-        started = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        os.ftruncate(handle, 0)
-        os.pwrite(
-            handle, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode("ascii", "replace"), 0
-        )
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle, unlocked
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return lock.take(folder / LOCK)
+    except lock.Held as holder:
+        raise UsageError(f"{folder}: in use by {holder}; wait for it, or give another --out") from None

@@ -1,0 +1,246 @@
+"""What `build` does: the GPU variants of a bundle compiled to engines, proven fused, and run where a GPU is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxrvit_edge.bundle import Bundle, cache_dir
+from cxrvit_edge.errors import CxrVitError, EngineError, ParityError, UsageError
+from cxrvit_edge.host import Gpu, gpus
+from cxrvit_edge.runtime import builder, engines, layers
+from cxrvit_edge.runtime.engines import Engine, Key
+
+VARIANTS = ("fp16", "int8")  # that run on GPUs
+WHY_NOT = {
+    "fp32": "attention does not fuse in FP32",
+    "int8-cpu": "it is INT8 for processors; the one for GPUs is int8",
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """fresh: compiled now, not found; state: whether it has run here."""
+
+    engine: Engine
+    graph: str
+    fresh: bool
+    state: str
+
+    def to_dict(self) -> dict[str, Any]:
+        key = self.engine.key
+        return {
+            "target": f"sm{key.sm}",
+            "precision": key.precision,
+            "graph": self.graph,
+            "backend": key.backend,
+            "version": key.version,
+            "key": key.digest,
+            "path": str(self.engine.plan),
+            "bytes": self.engine.sidecar["plan"]["bytes"],
+            "seconds": self.engine.sidecar["seconds"],
+            "built_now": self.fresh,
+            "state": self.state,
+            **{k: v for k, v in self.engine.fusion.summary().items() if k != "blocks"},
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which back end, for which GPUs, into which folder. gpu: the one of this box, if it is for that."""
+
+    backend: str
+    version: str
+    sms: tuple[str, ...]
+    place: Path
+    gpu: Gpu | None
+
+
+def build(
+    bundle: Bundle,
+    *,
+    targets: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    backend: str = "auto",
+    batch_size: int = 4,
+    require_fused: bool = True,
+    rebuild: bool = False,
+    say: Say = lambda _: None,
+    progress: builder.Step | None = None,
+) -> list[Built]:
+    """Compile what is missing. targets: RTX targets such as sm86; none is this box's GPU. batch_size: the largest.
+
+    Engines for this box are then run through the golden check. EngineError if one cannot be built or its attention is
+    not fused; ParityError if one does not reproduce the golden outputs; UsageError for a setting without sense.
+    """
+    variants = choose(bundle, precisions)
+    plan = decide(bundle, targets, backend, say)
+    made = [
+        _one(bundle, variant, graph, sm, plan, batch_size, require_fused, rebuild, say, progress)
+        for sm in plan.sms
+        for variant in variants
+        for graph in sorted(set(bundle.manifest.views.values()))
+    ]
+    return list(_run(bundle, made, plan)) if plan.gpu else made
+
+
+def choose(bundle: Bundle, precisions: Sequence[str]) -> list[str]:
+    """Variants to compile: those asked for, or all for GPUs that the bundle has. UsageError if one is not for GPUs."""
+    for name in precisions:
+        if name not in VARIANTS:
+            why = WHY_NOT.get(name, "no such variant")
+            raise UsageError(f"--precision {name}: {why}; choose {' or '.join(VARIANTS)}")
+        bundle.variant(name)
+    chosen = list(dict.fromkeys(precisions)) or [name for name in VARIANTS if name in bundle.manifest.variants]
+    if not chosen:
+        have = ", ".join(bundle.manifest.variants)
+        raise UsageError(
+            f"{bundle.root}: no variant for GPUs (it has {have}); `python -m export` makes fp16 and int8"
+        )
+    return chosen
+
+
+def decide(bundle: Bundle, targets: Sequence[str], backend: str, say: Say = lambda _: None) -> Plan:
+    """UsageError or EngineError, with the next step, where there is nothing to compile with or for."""
+    if backend not in ("auto", *builder.MODULES):
+        raise UsageError(f"--backend {backend}: it needs no engine; choose auto, {', '.join(builder.MODULES)}")
+    if targets:
+        if backend == "tensorrt":
+            raise UsageError(
+                f"--target {targets[0]}: TensorRT builds for the GPU of its own box; leave one of them out"
+            )
+        sms = tuple(dict.fromkeys(map(builder.target, targets)))
+        place, why = engines.ahead_of_time(bundle)
+        if why:
+            say(f"{why}: engines go to {place}")
+        return Plan("tensorrt-rtx", builder.version("tensorrt-rtx"), sms, place, None)
+    gpu = next(iter(gpus()), None)
+    if gpu is None:
+        raise EngineError(f"no GPU, or no driver for it, on this box; {_elsewhere()}")
+    chosen = _backend(gpu, backend)
+    return Plan(chosen, builder.version(chosen), (gpu.sm,), engines.places(bundle)[1], gpu)
+
+
+def _elsewhere() -> str:
+    if "tensorrt-rtx" not in builder.installed():
+        return "run `cxrvit-edge build` on the box with the GPU, or pip install 'cxrvit-edge[rtx]' and name a --target"
+    return f"name a --target: {', '.join(f'sm{sm}' for sm in builder.targets())}; {builder.NOT_RTX}"
+
+
+def _backend(gpu: Gpu, asked: str) -> str:
+    """TensorRT where it is installed, else RTX if it knows this GPU."""
+    have = builder.installed()
+    if asked != "auto":
+        builder.load(asked)
+        have = [asked]
+    if "tensorrt" in have:
+        return "tensorrt"
+    if "tensorrt-rtx" not in have:
+        raise EngineError(
+            "neither TensorRT nor TensorRT for RTX is installed: pip install 'cxrvit-edge[rtx]' on a PC with RTX; "
+            "on a Jetson TensorRT comes with JetPack (make the venv with --system-site-packages)"
+        )
+    if gpu.sm not in builder.targets():
+        known = ", ".join(f"sm{sm}" for sm in builder.targets())
+        raise EngineError(f"{gpu.name} is sm{gpu.sm}, TensorRT for RTX has {known}; {builder.NOT_RTX}")
+    return "tensorrt-rtx"
+
+
+def _one(
+    bundle: Bundle,
+    variant: str,
+    graph: str,
+    sm: str,
+    plan: Plan,
+    batch_size: int,
+    require_fused: bool,
+    rebuild: bool,
+    say: Say,
+    progress: builder.Step | None,
+) -> Built:
+    backend, version = plan.backend, plan.version
+    key = Key.of(bundle, variant, graph, backend=backend, version=version, sm=sm, most=batch_size)
+    name = f"{variant} for sm{sm}"
+    path = bundle.file(bundle.variant(variant).files[graph])
+    with engines.building(plan.place, key, say):
+        found = (
+            None
+            if rebuild
+            else engines.find(bundle, variant, graph, backend=backend, version=version, sm=sm, most=batch_size)
+        )
+        if isinstance(found, Engine):
+            if require_fused:
+                layers.require_fused(found.fusion, where=str(found.plan), least=_least(bundle))
+            return Built(found, graph, False, str(found.sidecar.get("state", engines.NOT_RUN)))
+        say(f"building {name}" if found in (None, "not built yet") else f"rebuilding {name}: {found}")
+        compiled = builder.compile_onnx(
+            path,
+            backend=backend,
+            sm=sm if backend == "tensorrt-rtx" else None,
+            profile=builder.Profile(*key.profile),
+            timing_cache=cache_dir() / "timing" / f"{backend}-{version}-sm{sm}.cache",
+            progress=progress,
+        )
+        if require_fused:
+            seen = layers.fusion(layers.parse(compiled.lines), compiled.sources)
+            layers.require_fused(seen, where=f"{path}, {name}", least=_least(bundle))
+        about = {
+            "state": engines.NOT_RUN,
+            "gpu": plan.gpu.name if plan.gpu else None,
+            "driver": plan.gpu.driver if plan.gpu else None,
+            "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256, "graph": graph, "file": path.name},
+        }
+        return Built(engines.write(plan.place, key, compiled, about), graph, True, engines.NOT_RUN)
+
+
+def _least(bundle: Bundle) -> int:
+    """Encoder layers of the network, so that attention that is not even recognised counts as unfused."""
+    network = bundle.manifest.raw.get("network")
+    stated = network.get("layers") if isinstance(network, dict) else None
+    return stated if isinstance(stated, int) else 1
+
+
+def _run(bundle: Bundle, made: Sequence[Built], plan: Plan) -> Iterator[Built]:
+    """The golden check of each precision, noted in the sidecars. ParityError after all have been tried."""
+    where = plan.gpu.name if plan.gpu else "this box"
+    precisions = dict.fromkeys(b.engine.key.precision for b in made)
+    results = {precision: _checked(bundle, plan.backend, precision) for precision in precisions}
+    for built in made:
+        error = results[built.engine.key.precision]
+        if error is None:
+            state = f"golden check passed on {where}"
+        else:
+            state = f"{'golden check failed' if isinstance(error, ParityError) else 'built, not run'}: {error}"
+        yield Built(engines.note(built.engine, state=state), built.graph, built.fresh, state)
+    for error in results.values():
+        if isinstance(error, ParityError):
+            raise error
+
+
+def _checked(bundle: Bundle, backend: str, precision: str) -> CxrVitError | None:
+    from cxrvit_edge.runtime.select import open_sessions
+
+    try:
+        open_sessions(bundle, backend=backend, precision=precision, verify=True)
+    except CxrVitError as error:
+        return error
+    return None
+
+
+def told(built: Sequence[Built]) -> Iterator[str]:
+    """An engine a paragraph, for people."""
+    for b in built:
+        d, found = b.to_dict(), b.engine.fusion
+        how = f"compiled in {d['seconds']:.1f} s" if b.fresh else "there already"
+        size = f"{d['bytes'] / 1e6:.1f} MB"
+        yield f"{d['precision']} for {d['target']}, {b.graph}: {size}, {how}, {d['backend']} {d['version']}"
+        precision = f" in {', '.join(found.precisions)}" if found.precisions else ""
+        yield f"  attention: {d['attention_fused']} blocks fused{precision}"
+        for what, counts in (("convolutions", found.convolutions), ("MatMuls", found.matmuls)):
+            yield f"  {what}: {', '.join(f'{n} in {kind}' for kind, n in counts.items()) or 'none'}"
+        yield f"  {found.layers} layers, {found.reformats} of them only reformat, {found.requantisations} requantise"
+        yield f"  {b.state}"
+        yield f"  {b.engine.plan}"
