@@ -17,12 +17,10 @@ from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.radiograph import Limits, View
 from cxrvit_edge.report.run import Run
+from cxrvit_edge.runtime.measure import batch_of
 from cxrvit_edge.runtime.select import Sessions, open_sessions
 from cxrvit_edge.summary import REPORT, THUMBNAILS, WORKLIST, Progress, Summary, Tally, summarise
 from cxrvit_edge.view_table import ViewTable
-
-MOST_AT_ONCE = {"onnxruntime": 2, "torch": 2}  # on a CPU a larger batch takes memory and gains nothing
-MOST_ON_GPU = 8
 
 
 class Triage:
@@ -143,7 +141,7 @@ class Triage:
         return summary
 
     def _pipeline(self, pictures: Path | None) -> Pipeline:
-        most = self._batch_size or MOST_AT_ONCE.get(self.sessions.backend, MOST_ON_GPU)
+        most = self._batch_size or batch_of(self.sessions.backend)
         plan = Plan(
             bundle=self.bundle,
             sessions=self.sessions,

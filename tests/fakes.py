@@ -66,7 +66,9 @@ def make_bundle(folder: Path, **changes: Any) -> Bundle:
 class FakeSession:
     """Logits and map from the mean of each image, so that a result can be traced to its input; lungs always there."""
 
-    backend, version, precision = "fake", "1.0", "fp32"
+    backend, version, precision, fingerprint = "fake", "1.0", "fp32", ""
+    batch_sizes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, *, seconds: float = 0.0, refuse: Callable[[Float32], bool] | None = None) -> None:
         self.seconds, self.refuse = seconds, refuse

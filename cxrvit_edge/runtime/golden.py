@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from cxrvit_edge.errors import BundleError, ParityError
 from cxrvit_edge.host import processor
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime import records
 from cxrvit_edge.runtime.session import Outputs, Session
 
 PREPROCESS_TOLERANCE = 2 / 255  # before normalisation: other builds of OpenCV round otherwise
@@ -38,23 +37,35 @@ class Difference:
     maps: float
 
 
-def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: bool = False) -> None:
-    """ParityError if `session` departs from its own variant's golden outputs; quick if a pass is on record."""
+def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: bool = False) -> bool:
+    """ParityError if `session` departs from its own variant's golden outputs; quick if a pass is on record.
+
+    Every batch size that runs code of its own is checked. Whether it was run: False if the record was enough.
+    """
     record = cache_dir() / "golden" / f"{key(bundle, variant, graph, session)}.json"
-    if not again and _recorded(record):
-        return
-    inputs = load_inputs(bundle)
-    found = compare(session.run(inputs), load_outputs(bundle, variant, graph))
+    if not again and records.read(record) is not None:
+        return False
+    inputs, expected = load_inputs(bundle), load_outputs(bundle, variant, graph)
     allowed = bundle.variant(variant).tolerance
-    if not (found.logits <= allowed.logits and found.maps <= allowed.maps):  # NaN fails too
+    worst = Difference(0.0, 0.0)
+    for size in session.batch_sizes or (len(inputs),):
+        rows = np.arange(max(size, len(inputs))) % len(inputs)  # all films, in batches of `size` and a remainder
+        parts = [session.run(inputs[rows[i : i + size]]) for i in range(0, len(rows), size)]
+        found = compare(Outputs(*map(np.concatenate, zip(*parts, strict=True))), _rows(expected, rows))
+        worst = Difference(max(worst.logits, found.logits), max(worst.maps, found.maps))
+        if found.logits <= allowed.logits and found.maps <= allowed.maps:  # not so if one is NaN
+            continue
         with contextlib.suppress(OSError):
             record.unlink()
+        where = f"on this box in batches of {size}" if session.batch_sizes else "on this box"
         raise ParityError(
-            f"{session.backend} {session.version} {variant} does not reproduce the golden outputs on this box: "
+            f"{session.backend} {session.version} {variant} does not reproduce the golden outputs {where}: "
             f"logits differ by {found.logits:.2e} (at most {allowed.logits:.0e}), maps by {found.maps:.2e} on average "
             f"(at most {allowed.maps:.0e}); do not use it here, take --backend onnxruntime --precision fp32"
         )
-    _record(record, session, variant, found)
+    body = {"backend": session.backend, "version": session.version, "precision": session.precision, **vars(worst)}
+    records.write(record, body)
+    return True
 
 
 def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
@@ -62,12 +73,13 @@ def key(bundle: Bundle, variant: str, graph: str, session: Session) -> str:
     files, spec = bundle.manifest.files, bundle.variant(variant)
     parts = (
         files[spec.files[graph]],
-        *(files[str(w)] for w in sorted(set(bundle.manifest.raw["weights"].values()))),
+        *(files[name] for name in sorted(files) if name.endswith(".safetensors")),  # of every variant
         files[bundle.manifest.golden_inputs],
         files[spec.golden],
         json.dumps([dict(bundle.manifest.preprocessing), vars(spec.tolerance)], sort_keys=True),
         session.backend,
         session.version,
+        session.fingerprint,
         variant,
         graph,
         platform.system(),
@@ -131,23 +143,8 @@ def compare(outputs: Outputs, expected: Outputs) -> Difference:
     return Difference(float(np.abs(outputs.logits - expected.logits).max()), float(np.max(maps)))
 
 
-def _recorded(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a cache that this user may not look into
-        return False
-
-
-def _record(path: Path, session: Session, variant: str, found: Difference) -> None:
-    """Best effort: without a writable cache the check simply runs each time."""
-    body = {"backend": session.backend, "version": session.version, "precision": variant, **vars(found)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(body))
-        temporary.replace(path)
-    except OSError:
-        return
+def _rows(outputs: Outputs, rows: NDArray[np.intp]) -> Outputs:
+    return Outputs(*(values[rows] for values in outputs))
 
 
 def _cv2_version() -> str:

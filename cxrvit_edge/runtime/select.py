@@ -2,98 +2,288 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import EngineError, ParityError, UsageError
-from cxrvit_edge.runtime import golden
+from cxrvit_edge.host import Gpu, cores, gpus, processor
+from cxrvit_edge.runtime import golden, measure
 from cxrvit_edge.runtime.session import Session
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
-
-
-def _onnxruntime(bundle: Bundle, variant: str, graph: str, threads: int) -> Session:
-    from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
-
-    path = bundle.file(bundle.variant(variant).files[graph])
-    return OnnxRuntimeSession(path, precision=variant, threads=threads)
-
-
-def _torch(bundle: Bundle, _variant: str, graph: str, threads: int) -> Session:
-    from cxrvit_edge.runtime.torch import TorchSession
-
-    return TorchSession(_weights(bundle, graph), threads=threads)
-
-
-def _weights(bundle: Bundle, graph: str) -> Path:
-    return bundle.file(str(bundle.manifest.raw["weights"][graph]))
-
-
-_OPEN: Mapping[str, Callable[[Bundle, str, str, int], Session]] = {"onnxruntime": _onnxruntime, "torch": _torch}
-_RUNS: Mapping[str, tuple[str, ...]] = {"onnxruntime": ("fp32",), "torch": ("fp32",)}  # precisions, first preferred
+ON_GPU = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # back end -> module
+VARIANTS: Mapping[str, Mapping[str, str]] = {  # back end -> precision -> variant of the bundle that it runs
+    "onnxruntime": {"fp32": "fp32", "int8": "int8-cpu"},
+    "tensorrt": {"fp16": "fp16", "int8": "int8"},
+    "tensorrt-rtx": {"fp16": "fp16", "int8": "int8"},
+    "torch": {"fp32": "fp32"},
+}
+AUTO = ("tensorrt", "tensorrt-rtx", "onnxruntime")  # in this order
 
 
 @dataclass(frozen=True)
 class Sessions:
     """A session a graph of the bundle, all of one back end and precision, each past its golden check.
 
-    notes: variants that were passed over and why.
+    choice: what was passed over, what was chosen, and why.
     """
 
     backend: str
     version: str
     precision: str
     by_graph: Mapping[str, Session]
-    notes: tuple[str, ...] = ()
+    choice: tuple[str, ...] = ()
 
     def __getitem__(self, graph: str) -> Session:
         return self.by_graph[graph]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The choice, and what the sessions themselves have to say by now."""
+        own = (note for session in self.by_graph.values() for note in session.notes)
+        return (*self.choice, *dict.fromkeys(own))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A precision that a back end could run here. fingerprint: what its speed depends on beside the bundle.
+
+    proven: to be called when the golden check of a graph has been run, not taken from the record.
+    """
+
+    backend: str
+    version: str
+    precision: str
+    variant: str
+    fingerprint: str
+    open: Callable[[str], Session]  # graph -> session
+    proven: Callable[[str], object] = lambda _: None
 
 
 def open_sessions(
     bundle: Bundle, *, backend: str = "auto", precision: str = "auto", threads: int = 0, verify: bool = False
 ) -> Sessions:
-    """The first back end and precision that opens and reproduces the golden outputs.
+    """Of the first back end that reproduces the golden outputs, the precision that is fastest on this box.
 
-    threads 0 leaves the count to the back end; verify repeats a golden check that is on record. What was asked for by
-    name fails by name: EngineError if it cannot run, ParityError if it departs; with `auto` the next one is taken.
+    threads 0 leaves the count to the back end; verify repeats golden checks and measurements that are on record. What
+    was asked for by name fails by name: EngineError if it cannot run, ParityError if it departs; with `auto` the next
+    one is taken. Nothing is compiled.
     """
+    _require_known(bundle, backend, precision)
     notes: list[str] = []
-    last: EngineError | ParityError | None = None
-    for name, variant in _candidates(bundle, backend, precision):
+    failed: list[EngineError | ParityError] = []
+    for name in AUTO if backend == "auto" else (backend,):
+        wanted = _wanted(bundle, name, precision, notes)
+        if not wanted:
+            continue
         try:
-            graphs = sorted(set(bundle.manifest.views.values()))
-            sessions = {graph: _OPEN[name](bundle, variant, graph, threads) for graph in graphs}
-            for graph, session in sessions.items():
-                golden.check(bundle, variant, graph, session, again=verify)
-        except EngineError as error:
-            last = error
-        except ParityError as error:
-            if precision != "auto":
-                raise
-            last = error
-        else:
-            version = next(iter(sessions.values())).version
-            return Sessions(name, version, variant, sessions, tuple(notes))
-        notes.append(f"{name} {variant} passed over: {last}")
-    if last is None:
-        raise UsageError(f"{backend} does not run {precision} of this bundle; `cxrvit-edge doctor` lists what does")
-    raise last
+            candidates, absent = _candidates(bundle, name, wanted, threads)
+        except EngineError as error:  # no GPU, or no package for it: on most boxes nothing to speak of
+            failed.append(error)
+            continue
+        if absent and not candidates:
+            failed.append(EngineError(absent[0]))
+            if backend == "auto":
+                notes.append(absent[0])
+        chosen = _fastest(bundle, candidates, notes, failed, named=precision != "auto", verify=verify, threads=threads)
+        if chosen is not None:
+            return chosen
+    if failed:
+        raise failed[-1]
+    raise UsageError(f"{notes[-1]}; ask for it by name" if notes else _not_in_it(bundle, backend, precision))
 
 
-def _candidates(bundle: Bundle, backend: str, precision: str) -> Iterator[tuple[str, str]]:
+def _require_known(bundle: Bundle, backend: str, precision: str) -> None:
     if backend != "auto" and backend not in BACKENDS:
         raise UsageError(f"--backend {backend}: choose auto, {', '.join(BACKENDS)}")
     if precision != "auto" and precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: choose auto, {', '.join(PRECISIONS)}")
-    if backend in BACKENDS and backend not in _OPEN:
-        raise EngineError(f"--backend {backend}: this version has no {backend} sessions; use --backend onnxruntime")
-    if precision != "auto":
-        bundle.variant(precision)
-    for name in ("onnxruntime",) if backend == "auto" else (backend,):
-        for variant in _RUNS[name]:
-            if variant in bundle.manifest.variants and precision in ("auto", variant):
-                yield name, variant
+    names = {runs[precision] for runs in VARIANTS.values() if precision in runs}
+    if names and not names & set(bundle.manifest.variants):
+        bundle.variant(precision)  # says what there is
+
+
+def _not_in_it(bundle: Bundle, backend: str, precision: str) -> str:
+    variants = VARIANTS.get(backend, {}).values()
+    runs = f"{backend} does not run {precision} of this bundle"
+    if precision == "auto":
+        runs = f"{backend} runs nothing of this bundle: it would run {', '.join(variants) or 'fp32, fp16 or int8'}"
+    return f"{runs} (which has {', '.join(bundle.manifest.variants)}); `cxrvit-edge doctor` lists what runs here"
+
+
+def _wanted(bundle: Bundle, backend: str, precision: str, notes: list[str]) -> dict[str, str]:
+    """Precision -> variant of those in the bundle that were asked for; what failed its parity bounds only by name."""
+    wanted = {}
+    for name, variant in VARIANTS[backend].items():
+        if variant not in bundle.manifest.variants or precision not in ("auto", name):
+            continue
+        outside = (bundle.variant(variant).parity or {}).get("within") is False
+        if outside and precision == "auto":
+            notes.append(f"{backend} {name} passed over: it was exported outside its parity bounds")
+            continue
+        if outside:
+            notes.append(f"{backend} {name} was exported outside its parity bounds: see `cxrvit-edge inspect`")
+        wanted[name] = variant
+    return wanted
+
+
+def _candidates(
+    bundle: Bundle, backend: str, wanted: Mapping[str, str], threads: int
+) -> tuple[list[Candidate], list[str]]:
+    """What could be opened, and why the rest could not: no engine. EngineError if the back end is not here at all."""
+    if backend in ON_GPU:
+        return _engines(bundle, backend, wanted)
+    return [_on_cpu(bundle, backend, precision, wanted[precision], threads) for precision in wanted], []
+
+
+def _on_cpu(bundle: Bundle, backend: str, precision: str, variant: str, threads: int) -> Candidate:
+    if backend == "torch":
+        weights = bundle.manifest.raw["weights"]
+
+        def reference(graph: str) -> Session:
+            from cxrvit_edge.runtime.torch import TorchSession
+
+            return TorchSession(bundle.file(str(weights[graph])), threads=threads)
+
+        return Candidate(backend, "", precision, variant, "", reference)
+
+    import onnxruntime
+
+    from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession, arithmetic, fingerprint
+
+    def session(graph: str) -> Session:
+        path = bundle.file(bundle.variant(variant).files[graph])
+        return OnnxRuntimeSession(path, precision=precision, threads=threads)
+
+    return Candidate(backend, onnxruntime.__version__, precision, variant, fingerprint(arithmetic(precision)), session)
+
+
+def gpu_for(backend: str) -> Gpu:
+    """The GPU that a back end would use. EngineError if there is none, or no package for it."""
+    from cxrvit_edge.runtime import builder
+
+    found = gpus()
+    if not found:
+        raise EngineError(
+            f"no CUDA driver on this box, or no GPU that it serves, so no {backend}: install NVIDIA's driver, "
+            "or use --backend onnxruntime"
+        )
+    if find_spec(ON_GPU[backend]) is None:
+        builder.load(backend)  # says how to install it
+    return found[0]
+
+
+def _engines(bundle: Bundle, backend: str, wanted: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
+    from cxrvit_edge.runtime import builder, engines
+    from cxrvit_edge.runtime.tensorrt import TensorRTSession, fingerprint
+
+    gpu, version = gpu_for(backend), builder.version(backend)
+    candidates, absent = [], []
+    for precision, variant in wanted.items():
+        found: dict[str, engines.Engine] = {}
+        for graph in _graphs(bundle):
+            engine = engines.find(bundle, variant, graph, backend=backend, version=version, sm=gpu.sm)
+            if isinstance(engine, str):
+                absent.append(
+                    f"{gpu.name} is there, but no {backend} engine of {precision} ({engine}): run "
+                    f"`cxrvit-edge build {bundle.root} --precision {precision}`, or use --backend onnxruntime"
+                )
+                break
+            found[graph] = engine
+        else:
+            plans = {graph: str(engine.sidecar["plan"]["sha256"]) for graph, engine in found.items()}
+
+            def session(graph: str, found: Mapping[str, engines.Engine] = found, precision: str = precision) -> Session:
+                return TensorRTSession(found[graph].plan, backend=backend, precision=precision, device=gpu.index)
+
+            def proven(graph: str, found: Mapping[str, engines.Engine] = found) -> None:
+                engines.note(found[graph], state=f"golden check passed on {gpu.name}", gpu=gpu.name, driver=gpu.driver)
+
+            about = " ".join(fingerprint(plans[graph], gpu.index) for graph in sorted(plans))
+            candidates.append(Candidate(backend, version, precision, variant, about, session, proven))
+    return candidates, absent
+
+
+def _fastest(
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    notes: list[str],
+    failed: list[EngineError | ParityError],
+    *,
+    named: bool,
+    verify: bool,
+    threads: int,
+) -> Sessions | None:
+    """Sessions of the fastest that opens and passes; None if none does. Measured once, then taken from the record."""
+    record, times = _record(bundle, candidates, threads), None
+    if record is not None and not verify:
+        times = measure.recorded(record, [c.precision for c in candidates])
+    first = measure.choose(times) if times else None
+    opened: dict[str, dict[str, Session]] = {}
+    for candidate in sorted(candidates, key=lambda c: c.precision != first):
+        sessions = _open(bundle, candidate, verify)
+        if isinstance(sessions, dict):
+            opened[candidate.precision] = sessions
+            if candidate.precision == first:
+                break
+        elif named and isinstance(sessions, ParityError):
+            raise sessions
+        else:
+            failed.append(sessions)
+            notes.append(f"{candidate.backend} {candidate.precision} passed over: {sessions}")
+    if not opened:
+        return None
+    if first not in opened:
+        times = None
+        if len(opened) > 1:
+            times = measure.interleaved({name: _runner(bundle, sessions) for name, sessions in opened.items()})
+            if record is not None and len(opened) == len(candidates):
+                about = {"bundle": bundle.sha256, "backend": candidates[0].backend, "version": candidates[0].version}
+                measure.keep(record, times, **about)
+        first = measure.choose(times) if times else next(iter(opened))
+    chosen = opened[str(first)]
+    version = next(iter(chosen.values())).version
+    told = measure.told(times) if times else ()
+    return Sessions(candidates[0].backend, version, str(first), chosen, (*notes, *told))
+
+
+def _open(bundle: Bundle, candidate: Candidate, verify: bool) -> dict[str, Session] | EngineError | ParityError:
+    """Sessions past their golden checks, or what is wrong with one."""
+    try:
+        sessions = {graph: candidate.open(graph) for graph in _graphs(bundle)}
+        for graph, session in sessions.items():
+            if golden.check(bundle, candidate.variant, graph, session, again=verify):
+                candidate.proven(graph)
+    except (EngineError, ParityError) as error:
+        return error
+    return sessions
+
+
+def _runner(bundle: Bundle, sessions: Mapping[str, Session]) -> Callable[[], None]:
+    """One batch through every graph."""
+    backend = next(iter(sessions.values())).backend
+    films = golden.load_inputs(bundle)  # (N, 1, S, S)
+    batch = films[[i % len(films) for i in range(measure.batch_of(backend))]]
+
+    def run() -> None:
+        for session in sessions.values():
+            session.run(batch)
+
+    return run
+
+
+def _record(bundle: Bundle, candidates: Sequence[Candidate], threads: int) -> Path | None:
+    """Where the choice among these is kept; None if there is none to make."""
+    if len(candidates) < 2:
+        return None
+    backend = candidates[0].backend
+    about = [f"{c.precision} {c.variant} {c.version} {c.fingerprint}" for c in candidates]
+    return measure.record([bundle.sha256, backend, processor(), cores(), threads, measure.batch_of(backend), *about])
+
+
+def _graphs(bundle: Bundle) -> list[str]:
+    return sorted(set(bundle.manifest.views.values()))

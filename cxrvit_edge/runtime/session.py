@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,12 +20,22 @@ class Outputs(NamedTuple):
 class Session(Protocol):
     """One graph of one variant, ready to run.
 
-    backend: onnxruntime, tensorrt, tensorrt-rtx or torch; version: of that back end; precision: name of the variant.
+    backend: onnxruntime, tensorrt, tensorrt-rtx or torch; version: of that back end; precision: fp32, fp16 or int8.
+    fingerprint: what else its outputs depend on, such as settings, an engine's hash, the GPU and its driver; may be "".
+    batch_sizes: those that run code of their own, so that each must be proven; empty if all run the same.
+    notes: what the user should know of how it runs; may grow while it runs.
     """
 
     backend: str
     version: str
     precision: str
+    fingerprint: str
+
+    @property
+    def batch_sizes(self) -> Sequence[int]: ...
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     def run(self, batch: Float32) -> Outputs:
         """batch (B, 1, S, S) float32, C-contiguous. Not for two threads at once. EngineError if the back end fails."""

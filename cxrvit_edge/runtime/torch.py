@@ -13,6 +13,9 @@ class TorchSession:
 
     backend = "torch"
     precision = "fp32"
+    fingerprint = ""
+    batch_sizes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __init__(self, weights: Path, *, threads: int = 0, device: str = "cpu") -> None:
         try:

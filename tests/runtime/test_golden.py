@@ -30,6 +30,7 @@ class Watched:
 
     def __init__(self, session: OnnxRuntimeSession, bend: Change = lambda outputs: outputs) -> None:
         self.backend, self.version, self.precision = session.backend, session.version, session.precision
+        self.fingerprint, self.batch_sizes, self.notes = session.fingerprint, session.batch_sizes, session.notes
         self.runs = 0
         self._session, self._bend = session, bend
 

@@ -68,8 +68,8 @@ def test_what_is_named_is_opened(bundle: Bundle, backend: str, precision: str) -
     [
         ({"backend": "openvino"}, UsageError, "--backend openvino: choose auto, onnxruntime"),
         ({"precision": "fp8"}, UsageError, "--precision fp8: choose auto, fp32"),
-        ({"backend": "tensorrt"}, EngineError, "use --backend onnxruntime"),
-        ({"backend": "tensorrt-rtx", "precision": "fp32"}, EngineError, "use --backend onnxruntime"),
+        ({"backend": "tensorrt"}, UsageError, "it would run fp16, int8 .which has fp32"),
+        ({"backend": "tensorrt-rtx", "precision": "fp32"}, UsageError, "tensorrt-rtx does not run fp32"),
         ({"precision": "int8"}, BundleError, "no 'int8' variant .it has fp32"),
         ({"backend": "torch", "precision": "fp16"}, BundleError, "no 'fp16' variant"),
     ],
