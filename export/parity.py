@@ -220,7 +220,7 @@ def _failures(found: dict[str, Any], bounds: Bounds) -> list[str]:
         ("RMS logit difference, of their standard deviation,", found["logits"]["rms_of_std"], bounds.logits_rms),
         ("severity score MAE", found["severity"]["mae"], bounds.severity_mae),
     )
-    out = [f"{found['not_finite']} images got values that are not finite"] if found["not_finite"] else []
+    out = [f"images with values that are not finite: {found['not_finite']}"] if found["not_finite"] else []
     for words, value, bound in held:
         if value is None or value <= bound:  # None: no image had a score in both; those that lost it are flips
             continue
