@@ -34,6 +34,9 @@ class HalfSession:
 
     backend = "torch"
     precision = "fp16"
+    fingerprint = "float32, rounded to half"
+    batch_sizes: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
     def __init__(self, weights: Path, *, device: str = "cpu") -> None:
         tensors, config, _ = checkpoint.load(weights)

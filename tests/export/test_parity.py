@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,10 @@ def reference(session: OnnxRuntimeSession, records: list[Record], bundle: Bundle
 
 class Changed:
     """A session whose outputs pass through `change`."""
+
+    fingerprint = "changed"
+    batch_sizes: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
     def __init__(self, inner: OnnxRuntimeSession, change: Callable[[Outputs], Outputs]) -> None:
         self.backend, self.version, self.precision = inner.backend, inner.version, "changed"
