@@ -97,9 +97,7 @@ def choose(bundle: Bundle, precisions: Sequence[str]) -> list[str]:
     chosen = list(dict.fromkeys(precisions)) or [name for name in VARIANTS if name in bundle.manifest.variants]
     if not chosen:
         have = ", ".join(bundle.manifest.variants)
-        raise UsageError(
-            f"{bundle.root}: no variant for GPUs (it has {have}); `python -m export` makes fp16 and int8"
-        )
+        raise UsageError(f"{bundle.root}: no variant for GPUs (it has {have}); `python -m export` makes fp16 and int8")
     return chosen
 
 
@@ -175,7 +173,7 @@ def _one(
             if require_fused:
                 layers.require_fused(found.fusion, where=str(found.plan), least=_least(bundle))
             return Built(found, graph, False, str(found.sidecar.get("state", engines.NOT_RUN)))
-        say(f"building {name}" if found in (None, "not built yet") else f"rebuilding {name}: {found}")
+        say(f"rebuilding {name}: {found}" if found and _stale(found, plan) else f"building {name}")
         compiled = builder.compile_onnx(
             path,
             backend=backend,
@@ -194,6 +192,11 @@ def _one(
             "bundle": {"name": bundle.manifest.name, "sha256": bundle.sha256, "graph": graph, "file": path.name},
         }
         return Built(engines.write(plan.place, key, compiled, about), graph, True, engines.NOT_RUN)
+
+
+def _stale(reason: str, plan: Plan) -> bool:
+    """Ahead of time, an engine for another GPU is no reason."""
+    return reason != engines.ABSENT and (plan.gpu is not None or not reason.startswith(engines.OTHER_GPU))
 
 
 def _least(bundle: Bundle) -> int:

@@ -110,16 +110,81 @@ def triage(
             raise typer.Exit(FAILED)
 
 
+class EngineBackend(str, Enum):
+    auto = "auto"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+@app.command()
+def build(
+    bundle: Annotated[
+        str | None, typer.Argument(metavar="[BUNDLE]", help="Bundle folder or .zip; the embedded one by default.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="SM", help="RTX target such as sm86; needs no GPU.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", metavar="P", help="fp16 or int8; by default all there are.")
+    ] = None,
+    backend: Annotated[EngineBackend, typer.Option(help="What compiles.")] = EngineBackend.auto,
+    batch_size: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Largest batch.")] = 4,
+    require_fused_attention: Annotated[bool, typer.Option(help="Take no engine whose attention is not fused.")] = True,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Compile even what is there already.")] = False,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Compile the bundle's GPU variants to engines, and prove them on this box's GPU where there is one.
+
+    Without --target engines are for this box and go to the user's cache; with it they are compiled ahead of time, go
+    into the bundle, and are looked up there. --target and --precision may be given several times.
+
+    \b
+    Examples:
+      cxrvit-edge build
+      cxrvit-edge build bundle-out --target sm86 --target sm89 --precision fp16
+
+    \b
+    Exit code:
+      0  every engine is there
+      2  an engine cannot be built, or its attention is not fused; a setting or the bundle cannot be used
+      3  an engine did not reproduce the golden outputs on this box
+    """
+    with _errors_told():
+        from cxrvit_edge.build import build as build_engines
+        from cxrvit_edge.build import told
+        from cxrvit_edge.bundle import Bundle
+        from cxrvit_edge.progress import StepLine
+
+        with StepLine(shown=not quiet and sys.stderr.isatty()) as line:
+            built = build_engines(
+                Bundle.open(bundle),
+                targets=target or (),
+                precisions=precision or (),
+                backend=backend.value,
+                batch_size=batch_size,
+                require_fused=require_fused_attention,
+                rebuild=rebuild,
+                say=line.say if not quiet else lambda _: None,
+                progress=line.update,
+            )
+        if as_json:
+            _print_json({"engines": [b.to_dict() for b in built]})
+        else:
+            typer.echo("\n".join(told(built)))
+
+
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(metavar="PATH", show_default=False)], as_json: JsonOption = False
 ) -> None:
-    """Show what a radiograph, or a bundle, says of itself. No patient's name or ID is shown.
+    """Show what a radiograph, a bundle or an engine says of itself. No patient's name or ID is shown.
 
     \b
     Examples:
       cxrvit-edge inspect examples/phantom_normal_pa.png
       cxrvit-edge inspect bundle-out/ --json
+      cxrvit-edge inspect bundle-out/engines/KEY
     """
     with _errors_told():
         from cxrvit_edge.inspection import inspect_path

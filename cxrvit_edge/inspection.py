@@ -1,4 +1,7 @@
-"""What a radiograph, or a bundle, says of itself: plain values for `inspect`. No name, ID or free text of a patient."""
+"""What a radiograph, a bundle or an engine says of itself: plain values for `inspect`.
+
+No name, ID or free text of a patient.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,79 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.bundle import MANIFEST, Bundle
-from cxrvit_edge.errors import BundleError, InputError, UsageError
+from cxrvit_edge.errors import BundleError, EngineError, InputError, UsageError
 from cxrvit_edge.guard import check_pixels
+from cxrvit_edge.host import gpus
 from cxrvit_edge.preprocess import Geometry, PreprocessConfig
 from cxrvit_edge.radiograph import Limits, Radiograph
 from cxrvit_edge.readers import decode, load, sniff
+from cxrvit_edge.runtime import engines
+from cxrvit_edge.runtime.builder import inspected
+from cxrvit_edge.runtime.engines import PLAN, SIDECAR
+from cxrvit_edge.runtime.layers import Sources, fusion, parse
 
 
 def inspect_path(path: str | Path) -> dict[str, Any]:
-    """A bundle if `path` is a folder with a manifest, or a .zip; an image if it is another file.
+    """A bundle if `path` is a folder with a manifest, or a .zip; an engine if it is its folder, plan or sidecar; else
+    an image.
 
-    UsageError if it does not exist or is another folder; BundleError for a bundle that does not verify. An image that
-    triage would turn away is no error: the report gives its status and reason.
+    UsageError if it does not exist or is another folder; BundleError and EngineError for what does not verify. An image
+    that triage would turn away is no error: the report gives its status and reason.
     """
     path = Path(path)
     if path.is_dir():
+        if (path / SIDECAR).exists():
+            return inspect_engine(path)
         if not (path / MANIFEST).exists():
-            raise UsageError(f"{path}: a folder without {MANIFEST}, no bundle; name a bundle or one image")
+            raise UsageError(f"{path}: a folder without {MANIFEST}, no bundle; name a bundle, an engine or one image")
         return inspect_bundle(Bundle.open(path), path)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder; check the spelling and the mount")
     if path.suffix.lower() == ".zip" or (path.is_file() and zipfile.is_zipfile(path)):
         return inspect_bundle(Bundle.open(path), path)
+    if path.name in (PLAN, SIDECAR):
+        return inspect_engine(path.parent)
     return inspect_image(path)
+
+
+def inspect_engine(folder: Path) -> dict[str, Any]:
+    """What an engine, verified, was compiled to: of each attention block whether it is one fused kernel.
+
+    inspector: the same as the engine itself tells it, where a driver is present, else why not.
+    """
+    engine = engines.load(folder)
+    side = engine.sidecar
+    key = engine.key.to_dict()
+    kept = {name: key[name] for name in ("backend", "version", "os", "arch", "sm", "precision", "profile")}
+    found = engine.fusion
+    return {
+        "kind": "engine",
+        "path": str(engine.plan),
+        "verified": True,
+        "key": engine.key.digest,
+        **kept,
+        "graph_sha256": engine.key.graph_sha256,
+        "weights": dict(engine.key.weights),
+        "options": dict(engine.key.options),
+        "plan": side["plan"],
+        **{name: side.get(name) for name in ("state", "bundle", "gpu", "driver", "built", "built_on", "seconds")},
+        **found.summary(),
+        "not_int8": sorted(n for n, kind in found.nodes.items() if kind != "Int8")
+        if engine.key.precision == "int8"
+        else None,
+        "inspector": _inspector(engine),
+    }
+
+
+def _inspector(engine: engines.Engine) -> dict[str, Any] | str:
+    """The engine inspector's view."""
+    if not gpus():
+        return "no driver on this box: the layer list is the one that was kept when it was compiled"
+    try:
+        lines = inspected(engine.key.backend, engine.plan.read_bytes())
+        return fusion(parse(lines), Sources.from_dict(engine.sidecar["sources"])).summary()
+    except EngineError as error:
+        return str(error)
 
 
 def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:

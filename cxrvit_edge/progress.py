@@ -132,3 +132,43 @@ def _printable(text: str) -> str:
 
 def _columns() -> int:
     return max(20, shutil.get_terminal_size().columns)
+
+
+class StepLine:
+    """One line for work in phases, drawn over itself; other words go above it. A context manager."""
+
+    def __init__(self, *, shown: bool, stream: TextIO | None = None) -> None:
+        self._shown = shown
+        self._stream = stream or sys.stderr
+        self._lock = threading.Lock()
+        self._drawn = 0.0
+
+    def __enter__(self) -> StepLine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with self._lock:
+            self._wipe()
+
+    def update(self, phase: str, fraction: float) -> None:
+        """fraction: done of the whole, 0 to 1. From any thread."""
+        now = time.monotonic()
+        with self._lock:
+            if self._shown and now - self._drawn >= EVERY:
+                self._drawn = now
+                width = _columns() - 1
+                text = f"{_bar(round(100 * fraction), 100)} {100 * fraction:3.0f} %  {phase}"
+                self._stream.write("\r" + text[:width].ljust(width))
+                self._stream.flush()
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._wipe()
+            self._stream.write(f"{_printable(text)}\n")
+            self._stream.flush()
+
+    def _wipe(self) -> None:
+        if self._drawn:
+            self._stream.write("\r" + " " * (_columns() - 1) + "\r")
+            self._stream.flush()
+            self._drawn = 0.0

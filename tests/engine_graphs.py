@@ -156,3 +156,28 @@ def _head(g: _Graph, name: str, x: str, width: int, channels: int, int8: bool) -
     y = g.add("Sigmoid", f"{name}.sigmoid", g.conv(name, x, width, channels, 3, int8=int8))
     scales = g.constant(f"{name}.scales", np.array([1, 1, 4, 4], np.float32))
     return g.add("Resize", f"{name}.resize", y, "", scales, mode="linear")
+
+
+def write_gpu_bundle(folder: Path, **variants: dict[str, Any]) -> Path:
+    """A bundle that verifies, with a graph made by `make` for each of `variants`; its golden outputs are nothing.
+
+    Its network has the layers of `variants`' first, so that an attention block the less is noticed.
+    """
+    from fakes import write_bundle
+    from small_bundle import reseal
+
+    write_bundle(folder)
+    for name, options in variants.items():
+        make(folder / f"{name}.onnx", **options)
+    entries = {
+        name: {
+            "files": {"shared": f"{name}.onnx"},
+            "opset": 20,
+            "golden": "weights.safetensors",
+            "tolerance": {"logits": 0.02, "maps": 0.002},
+        }
+        for name in variants
+    }
+    layers = next(iter(variants.values())).get("blocks", 2)
+    reseal(folder, {"variants": entries, "network": {"layers": layers}})
+    return folder

@@ -108,28 +108,29 @@ def compile_onnx(
         raise UsageError(f"--target sm{sm}: TensorRT builds for the GPU of its own box; leave --target out there")
     if not path.is_file():
         raise EngineError(f"{path}: no such file; export the bundle again")
-    started = time.monotonic()
     logger, monitor = _logger(trt), _monitor(trt, progress)
-    builder = _builder(trt, logger, path)
-    network, parser = _parsed(trt, builder, logger, path)
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if monitor is not None:
-        config.progress_monitor = monitor
-    config.add_optimization_profile(_profile(builder, network, profile or Profile(), path))
-    if sm is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(targets()[sm], 0)
-    with _timing(config, timing_cache if backend == "tensorrt" else None):
-        plan = _run(lambda: builder.build_serialized_network(network, config), monitor)
-    if plan is None:
-        raise EngineError(_why_not_built(path, backend, logger))
-    lines = logger.lines or _inspected(trt, plan)
-    made = Compiled(
-        memoryview(plan), lines, _sources(trt, network), list(logger.tail), time.monotonic() - started, trt.__version__
-    )
-    del parser  # it owns the weights until the network is built
-    return made
+
+    def work() -> Compiled:
+        started = time.monotonic()
+        made = _builder(trt, logger, path)
+        network, _parser = _parsed(trt, made, logger, path)  # the parser holds weights that the network refers to
+        config = made.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if monitor is not None:
+            config.progress_monitor = monitor
+        config.add_optimization_profile(_profile(made, network, profile or Profile(), path))
+        if sm is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(targets()[sm], 0)
+        with _timing(config, timing_cache if backend == "tensorrt" else None):
+            plan = made.build_serialized_network(network, config)
+        if plan is None:
+            raise EngineError(_why_not_built(path, backend, logger))
+        lines = logger.lines or inspected(backend, plan)
+        seconds = time.monotonic() - started
+        return Compiled(memoryview(plan), lines, _sources(trt, network), list(logger.tail), seconds, trt.__version__)
+
+    return _run(work, monitor)
 
 
 def _builder(trt: Any, logger: Any, path: Path) -> Any:
@@ -174,30 +175,35 @@ def _profile(builder: Any, network: Any, profile: Profile, path: Path) -> Any:
     return made
 
 
-def _run(build: Callable[[], Any], monitor: Any) -> Any:
-    """In a thread of its own, so that an interrupt lands here and not in one of TensorRT's callbacks."""
-    result: list[Any] = []
+def _run(work: Callable[[], Compiled], monitor: Any) -> Compiled:
+    """In a thread of its own: an interrupt that lands in one of TensorRT's callbacks is lost there."""
+    made: list[Compiled] = []
     failed: list[BaseException] = []
+    done = threading.Event()  # Thread.join() takes a thread for ended when it is interrupted
 
-    def work() -> None:
+    def caught() -> None:
         try:
-            result.append(build())
+            made.append(work())
         except BaseException as error:
             failed.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=work, name="cxrvit-edge-build")
-    thread.start()
+    thread = threading.Thread(target=caught, name="cxrvit-edge-build")
     try:
-        while thread.is_alive():
-            thread.join(0.1)
+        thread.start()
+        while not done.wait(0.1):
+            pass
+    except RuntimeError:  # no thread to be had
+        raise
     except BaseException:
         if monitor is not None:
             monitor.stop = True
-        thread.join()
+        done.wait()
         raise
     if failed:
         raise failed[0]
-    return result[0]
+    return made[0]
 
 
 def _why_not_built(path: Path, backend: str, logger: Any) -> str:
@@ -305,12 +311,15 @@ def _bytes(path: Path) -> bytes:
         return b""
 
 
-def _inspected(trt: Any, plan: Any) -> list[str]:
-    """The layer list of a version that does not print it, asked of the engine itself: needs a driver. [] without."""
-    runtime = trt.Runtime(_logger(trt))
+def inspected(backend: str, plan: Any) -> list[str]:
+    """The layer list as the engine inspector gives it, one text of JSON. EngineError if the plan does not load here."""
+    trt = load(backend)
+    logger = _logger(trt)
+    runtime = trt.Runtime(logger)  # outlives the engine
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        return []
+        cause = _short(logger.errors[0]) if logger.errors else "no cause given"
+        raise EngineError(f"{NAMES[backend]} {trt.__version__} does not load this engine here ({cause})")
     return [engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)]
 
 

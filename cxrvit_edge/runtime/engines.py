@@ -28,6 +28,7 @@ from cxrvit_edge.runtime.layers import Fusion, Sources, fusion, parse
 SCHEMA = 1
 PLAN, SIDECAR, FOLDER = "engine.plan", "engine.json", "engines"
 NOT_RUN = "built, not run: no GPU"
+ABSENT, OTHER_GPU = "not built yet", "GPU sm"  # why find() has none; the second is how it begins
 _ASK_AGAIN = 0.2  # seconds between two tries for a lock
 
 
@@ -173,7 +174,7 @@ def find(
             if isinstance(engine := _whole(folder), Engine):
                 return engine
             reasons.append((0, engine))
-    return min(reasons)[1] if reasons else "not built yet"
+    return min(reasons)[1] if reasons else ABSENT
 
 
 def _whole(folder: Path) -> Engine | str:
@@ -270,7 +271,9 @@ def note(engine: Engine, **changes: Any) -> Engine:
 def _stored(place: Path) -> Iterator[tuple[Path, Key]]:
     """Engines of a place by what their sidecars say; nothing is verified."""
     try:
-        folders = sorted(place.iterdir())
+        folders = sorted(
+            folder for folder in place.iterdir() if not folder.name.startswith(".")
+        )  # those are unfinished
     except OSError:
         return
     for folder in folders:
@@ -288,7 +291,7 @@ def _differences(key: Key, wanted: Key) -> list[str]:
         if field.name == "version" and key.backend == wanted.backend:
             told.append(f"{NAMES.get(key.backend, key.backend)} {had} -> {want}")
         elif field.name == "sm":
-            told.append(f"GPU sm{had} -> sm{want}")
+            told.insert(0, f"{OTHER_GPU}{had} -> sm{want}")
         elif field.name in ("graph_sha256", "weights"):
             told.append("another graph" if field.name == "graph_sha256" else "other weights")
         elif field.name == "options":
