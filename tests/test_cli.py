@@ -95,7 +95,32 @@ def test_triage_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[st
     assert "cxrvit-edge triage examples/ --out triage-out" in shown
 
 
-@pytest.mark.parametrize("verb", ["triage", "inspect", "doctor"])
+def test_build_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("build", "--help") == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"--[a-z-]+", shown)) >= {
+        *("--target", "--precision", "--backend", "--batch-size", "--require-fused-attention"),
+        *("--no-require-fused-attention", "--rebuild", "--json", "--quiet"),
+    }
+
+
+def test_a_step_line_draws_over_itself_and_words_go_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    terminal = io.StringIO()
+    with progress.StepLine(shown=True, stream=terminal) as line:
+        line.say("building fp16 for sm86")
+        line.update("Optimizing graph", 0.25)
+        line.say("done")
+    text = terminal.getvalue()
+    assert text.startswith("building fp16 for sm86\n\r[#####...............]  25 %  Optimizing graph")
+    assert text.rstrip(" \r").endswith("\r" + "done\n") and "\r" + " " * 20 in text
+    silent = io.StringIO()
+    with progress.StepLine(shown=False, stream=silent) as line:
+        line.update("Optimizing graph", 0.25)
+    assert silent.getvalue() == ""
+
+
+@pytest.mark.parametrize("verb", ["triage", "build", "inspect", "doctor"])
 def test_every_verb_gives_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
     assert f"  cxrvit-edge {verb}" in capsys.readouterr().out

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -112,8 +113,12 @@ def ahead_of_time(bundle: Bundle) -> tuple[Path, str | None]:
     inside, cache = places(bundle)
     if cache_dir() in bundle.root.parents:
         return cache, "the bundle is a .zip"
-    if not os.access(inside if inside.exists() else bundle.root, os.W_OK):
-        return cache, "the bundle cannot be written to"
+    try:
+        inside.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=inside):
+            pass
+    except OSError as error:
+        return cache, f"the bundle cannot be written to ({error.strerror})"
     return inside, None
 
 

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cxrvit_edge import host
+from cxrvit_edge.host import Gpu, gpus
+
+DRIVER = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *n) { *n = 2; return 0; }
+int cuDeviceGet(int *device, int i) { *device = i + 7; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, device == 7 ? "Orin" : "Card", size); return 0; }
+int cuDeviceGetAttribute(int *v, int what, int device) { *v = what == 75 ? 8 : 7; return device == 8; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 64ull << 30; return 0; }
+int cuDriverGetVersion(int *v) { *v = 12060; return 0; }
+"""
+
+
+def test_no_driver_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> ctypes.CDLL:
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(host.ctypes, "CDLL", absent)
+    assert gpus() == []
+
+
+def test_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver of our own with two devices, of which one answers with an error."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "driver.c"], check=True)
+    real = ctypes.CDLL
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda _: real(str(library)))
+    found: list[Any] = gpus()
+    driver = found[0].driver
+    assert found == [Gpu(0, "Orin", "87", 64 << 30, driver)]
+    if not Path("/sys/module/nvidia/version").exists():
+        assert driver == "CUDA 12.6"
