@@ -134,7 +134,7 @@ class Cuda:
         try:
             version = int(self.call("cudaDriverGetVersion"))
         except EngineError as error:
-            raise EngineError(_no_driver(str(error))) from error
+            raise EngineError(_no_driver(_cause(error))) from error
         if not version:  # the runtime's way to say that none is installed
             raise EngineError(_no_driver("cudaDriverGetVersion gives 0"))
         return version
@@ -143,7 +143,7 @@ class Cuda:
         try:
             return int(self.call("cudaGetDeviceCount"))
         except EngineError as error:  # no device, or a driver older than this cuda-python
-            raise EngineError(_no_driver(f"{error}, with a driver for CUDA {self.driver}")) from error
+            raise EngineError(_no_driver(f"{_cause(error)}, with a driver for CUDA {self.driver}")) from error
 
     def _told(self, code: Any) -> str:
         try:
@@ -171,7 +171,11 @@ def runtime() -> Any:
 
 def _no_driver(cause: str) -> str:
     hint = "install NVIDIA's driver for this GPU and a cuda-python that is no newer, or use --backend onnxruntime"
-    return f"no CUDA driver on this box: {cause.split('; use')[0]}; {hint}"
+    return f"no CUDA driver on this box: {cause}; {hint}"
+
+
+def _cause(error: EngineError) -> str:
+    return str(error).split("; use")[0]
 
 
 def _line(error: BaseException) -> str:

@@ -6,15 +6,20 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import int8_bundle
 import numpy as np
 import pytest
 import small_bundle as small
+from int8_bundle import add as add_variant
 
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import BundleError, EngineError, ParityError, UsageError
-from cxrvit_edge.runtime import select
+from cxrvit_edge.host import Gpu
+from cxrvit_edge.runtime import measure, select
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.select import open_sessions
 from cxrvit_edge.runtime.session import Float32, Outputs
@@ -25,6 +30,17 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread", "fresh_cache")
 @pytest.fixture(scope="module")
 def bundle(small_bundle: Path) -> Bundle:
     return Bundle.open(small_bundle)
+
+
+@pytest.fixture(scope="module")
+def quantised(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle with int8-cpu, which runs and passes."""
+    return int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
+
+
+@pytest.fixture
+def both(quantised: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(quantised, tmp_path / "both", copy_function=os.link)
 
 
 @pytest.fixture
@@ -39,14 +55,6 @@ def shift_golden(folder: Path, name: str) -> None:
     arrays["shared.logits"] = arrays["shared.logits"] + np.float32(0.5)
     (folder / name).unlink()
     np.savez(folder / name, **arrays)
-
-
-def add_variant(folder: Path, name: str, *, file: str = "fp32.onnx", golden: str = "golden_fp32.npz") -> None:
-    """A further variant in the manifest, made of files that are there."""
-    variants = json.loads((folder / MANIFEST).read_bytes())["variants"]
-    small.reseal(
-        folder, {"variants": {**variants, name: {**variants["fp32"], "files": {"shared": file}, "golden": golden}}}
-    )
 
 
 def test_auto_is_onnxruntime_and_ready_to_run(bundle: Bundle) -> None:
@@ -116,7 +124,7 @@ def test_departing_is_a_parity_error_where_nothing_else_is_left(folder: Path, as
 
 
 def test_auto_passes_over_a_variant_that_departs_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(select._RUNS, "onnxruntime", ("fp16", "fp32"))
+    monkeypatch.setitem(select.VARIANTS, "onnxruntime", {"fp16": "fp16", "fp32": "fp32"})
     shutil.copy(folder / "golden_fp32.npz", folder / "golden_fp16.npz")
     shift_golden(folder, "golden_fp16.npz")
     add_variant(folder, "fp16", golden="golden_fp16.npz")
@@ -130,9 +138,9 @@ def test_auto_passes_over_a_variant_that_departs_and_says_so(folder: Path, monke
 
 
 def test_auto_passes_over_a_variant_that_does_not_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(select._RUNS, "onnxruntime", ("fp16", "fp32"))
+    monkeypatch.setitem(select.VARIANTS, "onnxruntime", {"fp16": "fp16", "fp32": "fp32"})
     (folder / "fp16.onnx").write_bytes(b"no graph")
-    add_variant(folder, "fp16", file="fp16.onnx")
+    add_variant(folder, "fp16", files={"shared": "fp16.onnx"})
     sessions = open_sessions(Bundle.open(folder))
     assert sessions.precision == "fp32"
     assert "fp16.onnx: ONNX Runtime" in sessions.notes[0]
@@ -165,3 +173,196 @@ def test_a_session_for_each_graph(folder: Path) -> None:
     sessions = open_sessions(Bundle.open(folder))
     assert set(sessions.by_graph) == set(graphs)
     assert sessions["upright"] is not sessions["supine"]
+
+
+def times(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[list[str]]:
+    """Measuring gives these; what is measured is run once all the same. Returns what was measured, time after time."""
+    measured: list[list[str]] = []
+
+    def interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        measured.append(list(runs))
+        for run in runs.values():
+            run()
+        return {name: seconds[name] for name in runs}
+
+    monkeypatch.setattr(measure, "interleaved", interleaved)
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("int8", "chosen", "told"),
+    [
+        (0.5, "int8", "int8 is 2.0 times as fast as fp32 here: int8"),
+        (0.98, "fp32", "int8 is only 2 % faster here than fp32: fp32"),
+        (1.04, "fp32", "int8 is 4 % slower here than fp32: fp32"),
+    ],
+)
+def test_auto_takes_the_fastest_measured_once_and_says_so(
+    both: Path, monkeypatch: pytest.MonkeyPatch, int8: float, chosen: str, told: str
+) -> None:
+    measured = times(monkeypatch, fp32=1.0, int8=int8)
+    bundle = Bundle.open(both)
+    for verify, total in ((False, 1), (False, 1), (True, 2), (False, 2)):
+        sessions = open_sessions(bundle, verify=verify)
+        assert (sessions.backend, sessions.precision, sessions["shared"].precision) == ("onnxruntime", chosen, chosen)
+        assert sessions.notes == (told,)
+        assert measured == [["fp32", "int8"]] * total
+    named = open_sessions(bundle, backend="onnxruntime")
+    assert (named.precision, len(measured)) == (chosen, 2), "the back end by name, the precision still auto"
+
+
+def test_measuring_for_real(both: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    sessions = open_sessions(Bundle.open(both), threads=1)
+    (path,) = (fresh_cache / "choices").iterdir()
+    record = json.loads(path.read_text())
+    assert record["chosen"] == sessions.precision and set(record["seconds"]) == {"fp32", "int8"}
+    assert all(value > 0 for value in record["seconds"].values())
+    assert record["bundle"] == Bundle.open(both).sha256
+    assert len(sessions.notes) == 1 and "here" in sessions.notes[0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"seconds": {"fp32": 1.0}}', '{"seconds": {"fp32": "x", "int8": 1.0}}'])
+def test_a_record_that_is_none_is_measured_again(
+    both: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    measured = times(monkeypatch, fp32=1.0, int8=0.5)
+    bundle = Bundle.open(both)
+    open_sessions(bundle)
+    (path,) = (fresh_cache / "choices").iterdir()
+    path.write_text(content)
+    assert open_sessions(bundle).precision == "int8"
+    assert len(measured) == 2
+    assert open_sessions(bundle).precision == "int8"
+    assert len(measured) == 2
+
+
+def test_a_choice_is_of_this_box_alone(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = times(monkeypatch, fp32=1.0, int8=0.5)
+    bundle = Bundle.open(both)
+    open_sessions(bundle)
+    for name, value in (("processor", "another"), ("cores", 99)):
+        with monkeypatch.context() as patch:
+            patch.setattr(select, name, lambda value=value: value)
+            open_sessions(bundle)
+    monkeypatch.setattr("onnxruntime.__version__", "9.9")
+    open_sessions(bundle)
+    open_sessions(bundle, threads=1)
+    assert len(measured) == 5
+    open_sessions(bundle)
+    assert len(measured) == 5
+
+
+def test_only_what_is_chosen_is_opened_again(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times(monkeypatch, fp32=1.0, int8=0.5)
+    bundle = Bundle.open(both)
+    open_sessions(bundle)
+    opened = []
+    init = OnnxRuntimeSession.__init__
+
+    def counted(session: OnnxRuntimeSession, path: Path, **kw: Any) -> None:
+        opened.append(path.name)
+        init(session, path, **kw)
+
+    monkeypatch.setattr(OnnxRuntimeSession, "__init__", counted)
+    open_sessions(bundle)
+    assert opened == [int8_bundle.GRAPH]
+
+
+def test_what_was_chosen_and_departs_gives_way(both: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record says int8; the golden check, asked for again, does not."""
+    times(monkeypatch, fp32=1.0, int8=0.5)
+    bundle = Bundle.open(both)
+    open_sessions(bundle)
+    shutil.rmtree(fresh_cache / "golden")
+    run = OnnxRuntimeSession.run
+
+    def bent(session: OnnxRuntimeSession, batch: Float32) -> Outputs:
+        outputs = run(session, batch)
+        return outputs._replace(logits=outputs.logits + 1) if session.precision == "int8" else outputs
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", bent)
+    sessions = open_sessions(bundle)
+    assert sessions.precision == "fp32"
+    assert len(sessions.notes) == 1 and sessions.notes[0].startswith("onnxruntime int8 passed over: ")
+    with pytest.raises(ParityError, match="int8-cpu does not reproduce"):
+        open_sessions(bundle, precision="int8")
+
+
+@pytest.mark.parametrize("asked", [{}, {"backend": "onnxruntime"}], ids=str)
+def test_int8_by_name_is_not_measured(both: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
+    measured = times(monkeypatch)
+    sessions = open_sessions(Bundle.open(both), precision="int8", **asked)  # type: ignore[arg-type]
+    assert (sessions.backend, sessions.precision, sessions.notes, measured) == ("onnxruntime", "int8", (), [])
+
+
+def test_a_variant_outside_its_bounds_is_taken_by_name_only(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = times(monkeypatch)
+    variants = json.loads((both / MANIFEST).read_bytes())["variants"]
+    variants[int8_bundle.VARIANT]["parity"] = {"within": False}
+    small.reseal(both, {"variants": variants})
+    sessions = open_sessions(Bundle.open(both))
+    assert (sessions.precision, measured) == ("fp32", [])
+    assert sessions.notes == ("onnxruntime int8 passed over: it was exported outside its parity bounds",)
+    sessions = open_sessions(Bundle.open(both), precision="int8")
+    assert sessions.precision == "int8" and "outside its parity bounds" in sessions.notes[0]
+
+
+GPU = Gpu(0, "NVIDIA Test 86", "86", 8 << 30, "999.1")
+
+
+@pytest.fixture
+def with_gpu_variant(folder: Path) -> Path:
+    add_variant(folder, "fp16")
+    return folder
+
+
+def test_auto_without_a_gpu_says_nothing_of_it(with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "gpus", list)
+    sessions = open_sessions(Bundle.open(with_gpu_variant))
+    assert (sessions.backend, sessions.precision, sessions.notes) == ("onnxruntime", "fp32", ())
+
+
+@pytest.mark.parametrize(
+    "asked", [{"backend": "tensorrt"}, {"backend": "tensorrt-rtx"}, {"precision": "fp16"}], ids=str
+)
+def test_a_gpu_by_name_where_there_is_none(
+    with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
+) -> None:
+    monkeypatch.setattr(select, "gpus", list)
+    with pytest.raises(EngineError, match=r"no CUDA driver on this box.*--backend onnxruntime"):
+        open_sessions(Bundle.open(with_gpu_variant), **asked)  # type: ignore[arg-type]
+
+
+def test_a_gpu_whose_package_is_missing(with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "gpus", lambda: [GPU])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=r"TensorRT is not installed; .*cxrvit-edge\[tensorrt\]"):
+        open_sessions(Bundle.open(with_gpu_variant), backend="tensorrt")
+
+
+def test_a_gpu_without_an_engine_is_told_with_the_command(
+    with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, to ask for its version")
+    monkeypatch.setattr(select, "gpus", lambda: [GPU])
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    bundle = Bundle.open(with_gpu_variant)
+    sessions = open_sessions(bundle)
+    assert sessions.backend == "onnxruntime"
+    (note,) = sessions.notes
+    command = f"run `cxrvit-edge build {bundle.root} --precision fp16`"
+    assert (
+        note.startswith("NVIDIA Test 86 is there, but no tensorrt-rtx engine of fp16 (not built yet)")
+        and command in note
+    )
+    for asked in ({"backend": "tensorrt-rtx"}, {"precision": "fp16"}):
+        with pytest.raises(EngineError, match="but no tensorrt-rtx engine of fp16"):
+            open_sessions(bundle, **asked)  # type: ignore[arg-type]
+
+
+def test_notes_of_the_sessions_are_told_as_they_come(bundle: Bundle) -> None:
+    sessions = open_sessions(bundle)
+    assert sessions.notes == ()
+    sessions["shared"].notes = ("slower now",)  # type: ignore[misc]
+    assert sessions.notes == ("slower now",)

@@ -18,6 +18,7 @@ from cxrvit_edge.errors import EngineError
 from cxrvit_edge.phantom import make_phantom
 from cxrvit_edge.preprocess import PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime import golden
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.session import Float32, Session
 from cxrvit_edge.runtime.torch import TorchSession
@@ -156,3 +157,61 @@ def test_a_graph_that_cannot_be_loaded_is_named(
     assert str(folder / "fp32.onnx") in message
     assert "cannot load it" in message
     assert "\n" not in message
+
+
+def no_dot_products(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr("cxrvit_edge.runtime.onnxruntime.cpu_flags", lambda: ["avx2", "fma", *flags])
+
+
+def settings(session: OnnxRuntimeSession) -> dict[str, str]:
+    """What ONNX Runtime itself says it was given."""
+    options = session._session.get_session_options()
+    keys = ("session.x64quantprecision", "session.disable_quant_qdq")
+    return {key.split(".")[1]: options.get_session_config_entry(key) for key in keys if _has(options, key)}
+
+
+def _has(options: Any, key: str) -> bool:
+    try:
+        options.get_session_config_entry(key)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "exact", "given"),
+    [
+        ("int8", [], False, {"x64quantprecision": "1"}),
+        ("int8", ["avx512f"], False, {"x64quantprecision": "1"}),
+        ("int8", ["avx512_vnni"], False, {}),
+        ("int8", ["avx_vnni"], False, {}),
+        ("int8", ["amx_int8"], False, {}),
+        ("int8", ["asimddp"], False, {}),
+        ("int8", [], True, {"disable_quant_qdq": "1"}),
+        ("int8", ["avx512_vnni"], True, {"disable_quant_qdq": "1"}),
+        ("fp32", [], False, {}),
+    ],
+)
+def test_int8_does_not_saturate(
+    small_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    flags: list[str],
+    exact: bool,
+    given: dict[str, str],
+) -> None:
+    no_dot_products(monkeypatch, *flags)
+    session = OnnxRuntimeSession(small_bundle / "fp32.onnx", precision=precision, threads=1, exact=exact)
+    assert settings(session) == given
+    assert session.precision == precision
+    assert session.fingerprint == " ".join(f"session.{key}={value}" for key, value in given.items())
+
+
+def test_a_golden_pass_is_of_these_settings(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(small_bundle)
+    keys = set()
+    for flags in ([], ["avx_vnni"], ["amx_int8"]):
+        no_dot_products(monkeypatch, *flags)
+        session = OnnxRuntimeSession(bundle.file("fp32.onnx"), precision="int8", threads=1)
+        keys.add(golden.key(bundle, "fp32", "shared", session))
+    assert len(keys) == 2
