@@ -119,7 +119,7 @@ class EngineBackend(str, Enum):
 @app.command()
 def build(
     bundle: Annotated[
-        str | None, typer.Argument(metavar="[BUNDLE]", help="Bundle folder or .zip; the embedded one by default.")
+        str | None, typer.Argument(metavar="BUNDLE", help="Bundle folder or .zip; the embedded one by default.")
     ] = None,
     target: Annotated[
         list[str] | None, typer.Option("--target", metavar="SM", help="RTX target such as sm86; needs no GPU.")

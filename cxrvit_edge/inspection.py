@@ -122,6 +122,10 @@ def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
         "guard": vars(m.guard),
         "preprocessing": dict(m.preprocessing),
         "variants": variants,
+        "engines": [
+            f"{key.precision} for sm{key.sm}, {key.backend} {key.version}: {folder.name}"
+            for folder, key in engines.stored(engines.places(bundle)[0])
+        ],
         "files": sizes,
         "bytes": sum(sizes.values()),
         "network": m.raw.get("network"),

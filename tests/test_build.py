@@ -270,6 +270,8 @@ def test_inspect_an_engine(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
             assert shown["inspector"].startswith("no driver on this box")
     assert run("inspect", built.engine.folder) == 0
     assert "encoder.blocks.0  fused, Half" in capsys.readouterr().out
+    listed = f"int8 for sm120, tensorrt-rtx {built.engine.key.version}: {built.engine.folder.name}"
+    assert inspect_path(folder)["engines"] == [listed]
     built.engine.plan.write_bytes(b"changed")
     assert run("inspect", built.engine.plan) == 2
     assert "its SHA-256 is not the sidecar's" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def find(
     reasons: list[tuple[int, str]] = []
     for place in places(bundle):
         fitting: list[tuple[int, Path]] = []
-        for folder, key in _stored(place):
+        for folder, key in stored(place):
             differences = _differences(key, wanted)
             if not differences and key.profile[2] >= most:
                 fitting.append((key.profile[2], folder))
@@ -273,8 +273,8 @@ def note(engine: Engine, **changes: Any) -> Engine:
     return Engine(engine.folder, engine.key, raw)
 
 
-def _stored(place: Path) -> Iterator[tuple[Path, Key]]:
-    """Engines of a place by what their sidecars say; nothing is verified."""
+def stored(place: Path) -> Iterator[tuple[Path, Key]]:
+    """Engines of a place, by what their sidecars say; nothing is verified."""
     try:
         folders = sorted(
             folder for folder in place.iterdir() if not folder.name.startswith(".")

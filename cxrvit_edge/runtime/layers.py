@@ -17,6 +17,7 @@ from cxrvit_edge.errors import EngineError
 CORE = ("scores", "softmax", "context", "core")  # nodes of `<block>.attn.` that one fused kernel does
 _MHA = re.compile(r"mha|flash_?attention", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
+_CONSTANT = re.compile(r"dconst|constant|_const\b")
 _FIELD = re.compile(r"([A-Za-z][A-Za-z/]*):(?: |$)")
 _MOVES = frozenset(
     {"Move", "Mov", "Tran", "Tra", "Resh", "Res", "Cast", "Cas", "Repl", "Rep"}
@@ -241,12 +242,16 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
 
 
 def _layer(fields: Mapping[str, Any]) -> Layer:
+    inputs, constants = _tensors(fields.get("Inputs")), _tensors(fields.get("Constants"))
+    if "Constants" not in fields:  # TensorRT 10 lists them as inputs
+        constants = tuple(t for t in inputs if _CONSTANT.search(t.name))
+        inputs = tuple(t for t in inputs if t not in constants)
     return Layer(
         name=str(fields.get("Name", "")),
         type=str(fields.get("LayerType", "")),
-        inputs=_tensors(fields.get("Inputs")),
+        inputs=inputs,
         outputs=_tensors(fields.get("Outputs")),
-        constants=_tensors(fields.get("Constants")),
+        constants=constants,
         tactic=str(fields.get("TacticName", "")),
         onnx_nodes=nodes_of(str(fields.get("Metadata", ""))),
     )

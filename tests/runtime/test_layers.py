@@ -46,6 +46,17 @@ def test_fields_of_other_versions_are_no_obstacle() -> None:
     assert found.outputs[0].datatype == "Half" and found.tactic == "" and found.onnx_nodes == ()
 
 
+def test_weights_among_the_inputs_are_told_apart() -> None:
+    line = (
+        "Name: mm, LayerType: gemm, Inputs: [ { Name: __mye116_dconst, Dimensions: [64,64], Format/Datatype: Int8 }, "
+        "{ Name: x, Dimensions: [9,64], Format/Datatype: Half }], Outputs: [], TacticName: t, StreamId: 0, "
+        f"Metadata: [ONNX Layer: {P}.qkv]"
+    )
+    (found,) = parse([line])
+    assert [t.name for t in found.inputs] == ["x"] and [t.name for t in found.constants] == ["__mye116_dconst"]
+    assert fusion([found], SOURCES).nodes[f"{P}.qkv"] == "Half"  # weights that are unpacked, not multiplied in Int8
+
+
 def test_the_inspectors_json_gives_the_same_layers() -> None:
     tensors = [{"Name": "x", "Dimensions": [-1, 8], "Format/Datatype": "Row major linear FP32"}]
     entry = {"Name": "mm", "LayerType": "gemm", "Inputs": tensors, "Outputs": tensors, "TacticName": "t", "StreamId": 0}
