@@ -11,6 +11,7 @@ from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import CxrVitError, EngineError, ParityError, UsageError
 from cxrvit_edge.host import Gpu, gpus
 from cxrvit_edge.runtime import builder, engines, layers
+from cxrvit_edge.runtime.builder import NAMES
 from cxrvit_edge.runtime.engines import Engine, Key
 
 VARIANTS = ("fp16", "int8")  # that run on GPUs
@@ -182,8 +183,10 @@ def _one(
             timing_cache=cache_dir() / "timing" / f"{backend}-{version}-sm{sm}.cache",
             progress=progress,
         )
+        seen = layers.fusion(layers.parse(compiled.lines), compiled.sources)
+        if variant == "int8" and "Int8" not in seen.convolutions:  # RTX 1.7 does so on Turing
+            say(f"note: {NAMES[backend]} runs no convolution in INT8 on sm{sm}; fp16 may be the better choice there")
         if require_fused:
-            seen = layers.fusion(layers.parse(compiled.lines), compiled.sources)
             layers.require_fused(seen, where=f"{path}, {name}", least=_least(bundle))
         about = {
             "state": engines.NOT_RUN,

@@ -90,6 +90,18 @@ def test_what_it_says_of_an_engine(folder: Path) -> None:
     assert ", there already, " in "\n".join(told(build(opened(folder), targets=["86"], precisions=["int8"])))
 
 
+def test_an_int8_engine_without_int8_is_told(folder: Path) -> None:
+    said: list[str] = []
+    (built,) = build(opened(folder), targets=["sm75"], precisions=["int8"], say=said.append)
+    without = "Int8" not in built.engine.fusion.convolutions
+    assert without == any("runs no convolution in INT8 on sm75" in line for line in said)
+    if built.engine.key.version.startswith("1.7"):  # what this version is known to do with Turing
+        assert without
+    said.clear()
+    build(opened(folder), targets=["sm86"], precisions=["int8"], say=said.append)
+    assert said == ["building int8 for sm86"]
+
+
 def test_only_what_is_stale_is_built_again_and_why_is_said(folder: Path) -> None:
     said: list[str] = []
 
