@@ -12,7 +12,7 @@ from typing import Any
 
 from cxrvit_edge.bundle import Bundle, cache_dir, default_path
 from cxrvit_edge.errors import CxrVitError
-from cxrvit_edge.host import cores, cpu_flags, processor
+from cxrvit_edge.host import cores, cpu_flags, gpus, processor
 
 BASE = ("numpy", "opencv-python-headless", "onnxruntime", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg")
 OPTIONAL = ("torch", "tensorrt", "tensorrt-rtx", "cuda-python")
@@ -43,24 +43,28 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
         "ok": not problems,
         "problems": problems,
         "system": _system(),
+        "gpus": [vars(gpu) for gpu in gpus()],
         "packages": packages,
         "bundle": found,
         "backends": backends,
+        "choices": _choices(opened),
         "decoders": decoders,
         "cache": _cache(),
     }
 
 
 def _system() -> dict[str, Any]:
-    flags = cpu_flags()
+    from cxrvit_edge.runtime.onnxruntime import exact_int8
+
+    slower = "exact by slower kernels (session.x64quantprecision=1): the fast ones of this processor saturate"
     return {
         "python": sys.version.split()[0],
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
         "processor": processor(),
         "cores": cores(),
-        "cpu_flags": flags,
-        "int8_dot_products": any(flag in flags for flag in ("avx512_vnni", "avx_vnni", "asimddp", "amx_int8")),
+        "cpu_flags": cpu_flags(),
+        "int8": "exact at full speed" if exact_int8() else slower,
     }
 
 
@@ -81,6 +85,8 @@ def _bundle(path: str | Path | None) -> tuple[Bundle | None, dict[str, Any]]:
 
 def _backend(name: str, bundle: Bundle | None) -> dict[str, Any]:
     """runs: precisions that have just reproduced the golden outputs; why: of each that did not."""
+    from cxrvit_edge.runtime.select import VARIANTS
+
     module, install = BACKENDS[name]
     report: dict[str, Any] = {"name": name, "version": None, "runs": [], "why": []}
     if find_spec(module) is None:
@@ -90,17 +96,20 @@ def _backend(name: str, bundle: Bundle | None) -> dict[str, Any]:
     if bundle is None:
         report["why"].append("no bundle to run")
         return report
-    for variant in bundle.manifest.variants:
-        why = _why_not(bundle, name, variant)
+    runs = {p: v for p, v in VARIANTS[name].items() if v in bundle.manifest.variants}
+    if not runs:
+        report["why"].append(f"the bundle has no variant for it: {', '.join(VARIANTS[name].values())}; export it again")
+    for precision in runs:
+        why = _why_not(bundle, name, precision)
         if why is None:
-            report["runs"].append(variant)
+            report["runs"].append(precision)
         elif why not in report["why"]:
             report["why"].append(why)
     return report
 
 
 def _why_not(bundle: Bundle, backend: str, precision: str) -> str | None:
-    """What keeps a back end from running a variant; None if it has just reproduced the golden outputs."""
+    """What keeps a back end from running a precision; None if it has just reproduced the golden outputs."""
     from cxrvit_edge.runtime.select import open_sessions
 
     try:
@@ -110,6 +119,13 @@ def _why_not(bundle: Bundle, backend: str, precision: str) -> str | None:
     except Exception as error:  # a broken installation, such as a missing shared library
         return f"{type(error).__name__}: {error}; {BACKENDS[backend][1]}"
     return None
+
+
+def _choices(bundle: Bundle | None) -> list[dict[str, Any]]:
+    """What was measured on this box for `--precision auto`, and chosen: seconds a batch."""
+    from cxrvit_edge.runtime import measure
+
+    return [] if bundle is None else measure.kept(bundle.sha256)
 
 
 def _decoders() -> tuple[dict[str, str], list[str]]:

@@ -43,7 +43,7 @@ def add(folder: Path, name: str, **changes: Any) -> None:
 def _quantise(graph: onnx.ModelProto, films: golden.Float32, path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Films(CalibrationDataReader):  # type: ignore[misc]
+    class Films(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches: Iterator[dict[str, np.ndarray]] = iter([{"image": films[i : i + 1]} for i in range(4)])
 

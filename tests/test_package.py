@@ -34,7 +34,7 @@ HEAVY = {"cv2", "numpy", "onnx", "onnxruntime", "pydicom", "torch"}
 EXTRAS = {
     "model": {"torch", "safetensors"},
     "runtime/torch.py": {"torch", "safetensors"},
-    "runtime/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
+    "runtime/cuda.py": {"cuda"},
 }
 PUBLIC = [
     "Bundle",

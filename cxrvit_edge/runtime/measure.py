@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from cxrvit_edge.bundle import cache_dir
 from cxrvit_edge.runtime import records
@@ -94,3 +95,13 @@ def recorded(path: Path, candidates: Sequence[str]) -> dict[str, float] | None:
 
 def keep(path: Path, times: Mapping[str, float], **about: object) -> None:
     records.write(path, {**about, "seconds": dict(times), "chosen": choose(times)})
+
+
+def kept(bundle_sha256: str) -> list[dict[str, Any]]:
+    """Choices on record for a bundle: backend, version, seconds of each precision, chosen."""
+    bodies = (records.read(path) for path in sorted((cache_dir() / "choices").glob("*.json")))
+    return [
+        {key: body.get(key) for key in ("backend", "version", "seconds", "chosen")}
+        for body in bodies
+        if body is not None and body.get("bundle") == bundle_sha256
+    ]

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import EngineError, ParityError, UsageError
-from cxrvit_edge.host import Gpu, cores, gpus, processor
+from cxrvit_edge.host import cores, processor
 from cxrvit_edge.runtime import golden, measure
+from cxrvit_edge.runtime.candidates import VARIANTS, Candidate, find, graphs
 from cxrvit_edge.runtime.session import Session
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
-ON_GPU = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # back end -> module
-VARIANTS: Mapping[str, Mapping[str, str]] = {  # back end -> precision -> variant of the bundle that it runs
-    "onnxruntime": {"fp32": "fp32", "int8": "int8-cpu"},
-    "tensorrt": {"fp16": "fp16", "int8": "int8"},
-    "tensorrt-rtx": {"fp16": "fp16", "int8": "int8"},
-    "torch": {"fp32": "fp32"},
-}
 AUTO = ("tensorrt", "tensorrt-rtx", "onnxruntime")  # in this order
 
 
@@ -48,22 +41,6 @@ class Sessions:
         return (*self.choice, *dict.fromkeys(own))
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A precision that a back end could run here. fingerprint: what its speed depends on beside the bundle.
-
-    proven: to be called when the golden check of a graph has been run, not taken from the record.
-    """
-
-    backend: str
-    version: str
-    precision: str
-    variant: str
-    fingerprint: str
-    open: Callable[[str], Session]  # graph -> session
-    proven: Callable[[str], object] = lambda _: None
-
-
 def open_sessions(
     bundle: Bundle, *, backend: str = "auto", precision: str = "auto", threads: int = 0, verify: bool = False
 ) -> Sessions:
@@ -81,7 +58,7 @@ def open_sessions(
         if not wanted:
             continue
         try:
-            candidates, absent = _candidates(bundle, name, wanted, threads)
+            candidates, absent = find(bundle, name, wanted, threads)
         except EngineError as error:  # no GPU, or no package for it: on most boxes nothing to speak of
             failed.append(error)
             continue
@@ -131,83 +108,6 @@ def _wanted(bundle: Bundle, backend: str, precision: str, notes: list[str]) -> d
     return wanted
 
 
-def _candidates(
-    bundle: Bundle, backend: str, wanted: Mapping[str, str], threads: int
-) -> tuple[list[Candidate], list[str]]:
-    """What could be opened, and why the rest could not: no engine. EngineError if the back end is not here at all."""
-    if backend in ON_GPU:
-        return _engines(bundle, backend, wanted)
-    return [_on_cpu(bundle, backend, precision, wanted[precision], threads) for precision in wanted], []
-
-
-def _on_cpu(bundle: Bundle, backend: str, precision: str, variant: str, threads: int) -> Candidate:
-    if backend == "torch":
-        weights = bundle.manifest.raw["weights"]
-
-        def reference(graph: str) -> Session:
-            from cxrvit_edge.runtime.torch import TorchSession
-
-            return TorchSession(bundle.file(str(weights[graph])), threads=threads)
-
-        return Candidate(backend, "", precision, variant, "", reference)
-
-    import onnxruntime
-
-    from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession, arithmetic, fingerprint
-
-    def session(graph: str) -> Session:
-        path = bundle.file(bundle.variant(variant).files[graph])
-        return OnnxRuntimeSession(path, precision=precision, threads=threads)
-
-    return Candidate(backend, onnxruntime.__version__, precision, variant, fingerprint(arithmetic(precision)), session)
-
-
-def gpu_for(backend: str) -> Gpu:
-    """The GPU that a back end would use. EngineError if there is none, or no package for it."""
-    from cxrvit_edge.runtime import builder
-
-    found = gpus()
-    if not found:
-        raise EngineError(
-            f"no CUDA driver on this box, or no GPU that it serves, so no {backend}: install NVIDIA's driver, "
-            "or use --backend onnxruntime"
-        )
-    if find_spec(ON_GPU[backend]) is None:
-        builder.load(backend)  # says how to install it
-    return found[0]
-
-
-def _engines(bundle: Bundle, backend: str, wanted: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
-    from cxrvit_edge.runtime import builder, engines
-    from cxrvit_edge.runtime.tensorrt import TensorRTSession, fingerprint
-
-    gpu, version = gpu_for(backend), builder.version(backend)
-    candidates, absent = [], []
-    for precision, variant in wanted.items():
-        found: dict[str, engines.Engine] = {}
-        for graph in _graphs(bundle):
-            engine = engines.find(bundle, variant, graph, backend=backend, version=version, sm=gpu.sm)
-            if isinstance(engine, str):
-                absent.append(
-                    f"{gpu.name} is there, but no {backend} engine of {precision} ({engine}): run "
-                    f"`cxrvit-edge build {bundle.root} --precision {precision}`, or use --backend onnxruntime"
-                )
-                break
-            found[graph] = engine
-        else:
-            plans = {graph: str(engine.sidecar["plan"]["sha256"]) for graph, engine in found.items()}
-
-            def session(graph: str, found: Mapping[str, engines.Engine] = found, precision: str = precision) -> Session:
-                return TensorRTSession(found[graph].plan, backend=backend, precision=precision, device=gpu.index)
-
-            def proven(graph: str, found: Mapping[str, engines.Engine] = found) -> None:
-                engines.note(found[graph], state=f"golden check passed on {gpu.name}", gpu=gpu.name, driver=gpu.driver)
-
-            about = " ".join(fingerprint(plans[graph], gpu.index) for graph in sorted(plans))
-            candidates.append(Candidate(backend, version, precision, variant, about, session, proven))
-    return candidates, absent
-
-
 def _fastest(
     bundle: Bundle,
     candidates: Sequence[Candidate],
@@ -254,7 +154,7 @@ def _fastest(
 def _open(bundle: Bundle, candidate: Candidate, verify: bool) -> dict[str, Session] | EngineError | ParityError:
     """Sessions past their golden checks, or what is wrong with one."""
     try:
-        sessions = {graph: candidate.open(graph) for graph in _graphs(bundle)}
+        sessions = {graph: candidate.open(graph) for graph in graphs(bundle)}
         for graph, session in sessions.items():
             if golden.check(bundle, candidate.variant, graph, session, again=verify):
                 candidate.proven(graph)
@@ -283,7 +183,3 @@ def _record(bundle: Bundle, candidates: Sequence[Candidate], threads: int) -> Pa
     backend = candidates[0].backend
     about = [f"{c.precision} {c.variant} {c.version} {c.fingerprint}" for c in candidates]
     return measure.record([bundle.sha256, backend, processor(), cores(), threads, measure.batch_of(backend), *about])
-
-
-def _graphs(bundle: Bundle) -> list[str]:
-    return sorted(set(bundle.manifest.views.values()))

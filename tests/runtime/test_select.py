@@ -19,9 +19,9 @@ from int8_bundle import add as add_variant
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import BundleError, EngineError, ParityError, UsageError
 from cxrvit_edge.host import Gpu
-from cxrvit_edge.runtime import measure, select
+from cxrvit_edge.runtime import candidates, measure, select
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
-from cxrvit_edge.runtime.select import open_sessions
+from cxrvit_edge.runtime.select import Sessions, open_sessions
 from cxrvit_edge.runtime.session import Float32, Outputs
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "fresh_cache")
@@ -175,6 +175,10 @@ def test_a_session_for_each_graph(folder: Path) -> None:
     assert sessions["upright"] is not sessions["supine"]
 
 
+def one_thread(bundle: Bundle, **asked: Any) -> Sessions:
+    return open_sessions(bundle, threads=1, **asked)
+
+
 def times(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[list[str]]:
     """Measuring gives these; what is measured is run once all the same. Returns what was measured, time after time."""
     measured: list[list[str]] = []
@@ -203,17 +207,17 @@ def test_auto_takes_the_fastest_measured_once_and_says_so(
     measured = times(monkeypatch, fp32=1.0, int8=int8)
     bundle = Bundle.open(both)
     for verify, total in ((False, 1), (False, 1), (True, 2), (False, 2)):
-        sessions = open_sessions(bundle, verify=verify)
+        sessions = one_thread(bundle, verify=verify)
         assert (sessions.backend, sessions.precision, sessions["shared"].precision) == ("onnxruntime", chosen, chosen)
         assert sessions.notes == (told,)
         assert measured == [["fp32", "int8"]] * total
-    named = open_sessions(bundle, backend="onnxruntime")
+    named = one_thread(bundle, backend="onnxruntime")
     assert (named.precision, len(measured)) == (chosen, 2), "the back end by name, the precision still auto"
 
 
 def test_measuring_for_real(both: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SECONDS", 0.0)
-    sessions = open_sessions(Bundle.open(both), threads=1)
+    sessions = one_thread(Bundle.open(both))
     (path,) = (fresh_cache / "choices").iterdir()
     record = json.loads(path.read_text())
     assert record["chosen"] == sessions.precision and set(record["seconds"]) == {"fp32", "int8"}
@@ -228,35 +232,35 @@ def test_a_record_that_is_none_is_measured_again(
 ) -> None:
     measured = times(monkeypatch, fp32=1.0, int8=0.5)
     bundle = Bundle.open(both)
-    open_sessions(bundle)
+    one_thread(bundle)
     (path,) = (fresh_cache / "choices").iterdir()
     path.write_text(content)
-    assert open_sessions(bundle).precision == "int8"
+    assert one_thread(bundle).precision == "int8"
     assert len(measured) == 2
-    assert open_sessions(bundle).precision == "int8"
+    assert one_thread(bundle).precision == "int8"
     assert len(measured) == 2
 
 
 def test_a_choice_is_of_this_box_alone(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = times(monkeypatch, fp32=1.0, int8=0.5)
     bundle = Bundle.open(both)
-    open_sessions(bundle)
+    one_thread(bundle)
     for name, value in (("processor", "another"), ("cores", 99)):
         with monkeypatch.context() as patch:
             patch.setattr(select, name, lambda value=value: value)
-            open_sessions(bundle)
+            one_thread(bundle)
     monkeypatch.setattr("onnxruntime.__version__", "9.9")
-    open_sessions(bundle)
-    open_sessions(bundle, threads=1)
+    one_thread(bundle)
+    open_sessions(bundle, threads=2)
     assert len(measured) == 5
-    open_sessions(bundle)
+    one_thread(bundle)
     assert len(measured) == 5
 
 
 def test_only_what_is_chosen_is_opened_again(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times(monkeypatch, fp32=1.0, int8=0.5)
     bundle = Bundle.open(both)
-    open_sessions(bundle)
+    one_thread(bundle)
     opened = []
     init = OnnxRuntimeSession.__init__
 
@@ -265,7 +269,7 @@ def test_only_what_is_chosen_is_opened_again(both: Path, monkeypatch: pytest.Mon
         init(session, path, **kw)
 
     monkeypatch.setattr(OnnxRuntimeSession, "__init__", counted)
-    open_sessions(bundle)
+    one_thread(bundle)
     assert opened == [int8_bundle.GRAPH]
 
 
@@ -273,7 +277,7 @@ def test_what_was_chosen_and_departs_gives_way(both: Path, fresh_cache: Path, mo
     """The record says int8; the golden check, asked for again, does not."""
     times(monkeypatch, fp32=1.0, int8=0.5)
     bundle = Bundle.open(both)
-    open_sessions(bundle)
+    one_thread(bundle)
     shutil.rmtree(fresh_cache / "golden")
     run = OnnxRuntimeSession.run
 
@@ -282,17 +286,17 @@ def test_what_was_chosen_and_departs_gives_way(both: Path, fresh_cache: Path, mo
         return outputs._replace(logits=outputs.logits + 1) if session.precision == "int8" else outputs
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", bent)
-    sessions = open_sessions(bundle)
+    sessions = one_thread(bundle)
     assert sessions.precision == "fp32"
     assert len(sessions.notes) == 1 and sessions.notes[0].startswith("onnxruntime int8 passed over: ")
     with pytest.raises(ParityError, match="int8-cpu does not reproduce"):
-        open_sessions(bundle, precision="int8")
+        one_thread(bundle, precision="int8")
 
 
 @pytest.mark.parametrize("asked", [{}, {"backend": "onnxruntime"}], ids=str)
 def test_int8_by_name_is_not_measured(both: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
     measured = times(monkeypatch)
-    sessions = open_sessions(Bundle.open(both), precision="int8", **asked)  # type: ignore[arg-type]
+    sessions = one_thread(Bundle.open(both), precision="int8", **asked)  # type: ignore[arg-type]
     assert (sessions.backend, sessions.precision, sessions.notes, measured) == ("onnxruntime", "int8", (), [])
 
 
@@ -301,10 +305,10 @@ def test_a_variant_outside_its_bounds_is_taken_by_name_only(both: Path, monkeypa
     variants = json.loads((both / MANIFEST).read_bytes())["variants"]
     variants[int8_bundle.VARIANT]["parity"] = {"within": False}
     small.reseal(both, {"variants": variants})
-    sessions = open_sessions(Bundle.open(both))
+    sessions = one_thread(Bundle.open(both))
     assert (sessions.precision, measured) == ("fp32", [])
     assert sessions.notes == ("onnxruntime int8 passed over: it was exported outside its parity bounds",)
-    sessions = open_sessions(Bundle.open(both), precision="int8")
+    sessions = one_thread(Bundle.open(both), precision="int8")
     assert sessions.precision == "int8" and "outside its parity bounds" in sessions.notes[0]
 
 
@@ -318,8 +322,8 @@ def with_gpu_variant(folder: Path) -> Path:
 
 
 def test_auto_without_a_gpu_says_nothing_of_it(with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "gpus", list)
-    sessions = open_sessions(Bundle.open(with_gpu_variant))
+    monkeypatch.setattr(candidates, "gpus", list)
+    sessions = one_thread(Bundle.open(with_gpu_variant))
     assert (sessions.backend, sessions.precision, sessions.notes) == ("onnxruntime", "fp32", ())
 
 
@@ -329,26 +333,26 @@ def test_auto_without_a_gpu_says_nothing_of_it(with_gpu_variant: Path, monkeypat
 def test_a_gpu_by_name_where_there_is_none(
     with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(select, "gpus", list)
+    monkeypatch.setattr(candidates, "gpus", list)
     with pytest.raises(EngineError, match=r"no CUDA driver on this box.*--backend onnxruntime"):
-        open_sessions(Bundle.open(with_gpu_variant), **asked)  # type: ignore[arg-type]
+        one_thread(Bundle.open(with_gpu_variant), **asked)  # type: ignore[arg-type]
 
 
 def test_a_gpu_whose_package_is_missing(with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "gpus", lambda: [GPU])
+    monkeypatch.setattr(candidates, "gpus", lambda: [GPU])
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match=r"TensorRT is not installed; .*cxrvit-edge\[tensorrt\]"):
-        open_sessions(Bundle.open(with_gpu_variant), backend="tensorrt")
+        one_thread(Bundle.open(with_gpu_variant), backend="tensorrt")
 
 
 def test_a_gpu_without_an_engine_is_told_with_the_command(
     with_gpu_variant: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, to ask for its version")
-    monkeypatch.setattr(select, "gpus", lambda: [GPU])
+    monkeypatch.setattr(candidates, "gpus", lambda: [GPU])
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     bundle = Bundle.open(with_gpu_variant)
-    sessions = open_sessions(bundle)
+    sessions = one_thread(bundle)
     assert sessions.backend == "onnxruntime"
     (note,) = sessions.notes
     command = f"run `cxrvit-edge build {bundle.root} --precision fp16`"
@@ -358,11 +362,11 @@ def test_a_gpu_without_an_engine_is_told_with_the_command(
     )
     for asked in ({"backend": "tensorrt-rtx"}, {"precision": "fp16"}):
         with pytest.raises(EngineError, match="but no tensorrt-rtx engine of fp16"):
-            open_sessions(bundle, **asked)  # type: ignore[arg-type]
+            one_thread(bundle, **asked)  # type: ignore[arg-type]
 
 
 def test_notes_of_the_sessions_are_told_as_they_come(bundle: Bundle) -> None:
-    sessions = open_sessions(bundle)
+    sessions = one_thread(bundle)
     assert sessions.notes == ()
     sessions["shared"].notes = ("slower now",)  # type: ignore[misc]
     assert sessions.notes == ("slower now",)

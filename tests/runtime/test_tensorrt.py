@@ -23,8 +23,8 @@ from int8_bundle import add as add_variant
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import EngineError, ParityError
 from cxrvit_edge.host import Gpu, gpus
+from cxrvit_edge.runtime import candidates, engines, golden, select
 from cxrvit_edge.runtime import cuda as cuda_module
-from cxrvit_edge.runtime import engines, golden, select
 from cxrvit_edge.runtime.builder import Compiled
 from cxrvit_edge.runtime.layers import Sources
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
@@ -328,8 +328,8 @@ def folder(small_bundle: Path, tmp_path: Path) -> Path:
 def test_auto_takes_the_gpu_where_an_engine_is_built(
     box: Box, folder: Path, real: tuple[Bundle, OnnxRuntimeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "gpus", lambda: [GPU])
-    monkeypatch.setattr(select, "find_spec", lambda name: name != "tensorrt_rtx" or None)
+    monkeypatch.setattr(candidates, "gpus", lambda: [GPU])
+    monkeypatch.setattr(candidates, "find_spec", lambda name: name != "tensorrt_rtx" or None)
     bent = 0.0
 
     def compute(batch: Float32) -> Outputs:
