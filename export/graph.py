@@ -12,22 +12,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cxrvit_edge.errors import BundleError
 from cxrvit_edge.model.triage_net import TriageNet
+from export import surgery
+from export.tidy import tidy
 
 if TYPE_CHECKING:
     import onnx
     from onnxscript import ir
 
 OPSET = 20
+ATTENTION_OPSET = 23  # the first with Attention
 OUTPUTS = ("logits", "severity_map", "lung_mask")
 FOLD_LIMIT = 4096  # elements: shapes and scalars are folded, weights keep their names and layout
 
 
-def trace(net: TriageNet) -> onnx.ModelProto:
-    """float32 graph `image` (B, 1, S, S) -> OUTPUTS, dynamic in B, initialisers named as in the state dict."""
+def trace(net: TriageNet, *, opset: int = OPSET) -> onnx.ModelProto:
+    """float32 graph `image` (B, 1, S, S) -> OUTPUTS, dynamic in B, tidy, initialisers named as in the state dict.
+
+    From opset 23 attention is one ONNX Attention node, which TensorRT reads from 10.14 on.
+    """
     from onnxscript import ir
 
     image = torch.zeros(2, 1, net.config.image_size, net.config.image_size)
@@ -37,7 +45,7 @@ def trace(net: TriageNet) -> onnx.ModelProto:
             net.eval(),
             (image,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["image"],
             output_names=list(OUTPUTS),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -48,6 +56,7 @@ def trace(net: TriageNet) -> onnx.ModelProto:
     model = program.model
     _simplify(model)
     proto = ir.to_proto(model)
+    tidy(proto)
     g = proto.graph
     for part in (proto, g, *g.node, *g.value_info, *g.input, *g.output, *g.initializer):
         part.ClearField("metadata_props")  # stack traces of the machine it was traced on
@@ -62,52 +71,66 @@ def _simplify(model: ir.Model) -> None:
     optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
 
 
-def refer_to_weights(model: onnx.ModelProto, weights: Path, *, cast_to: int) -> None:
-    """Replace each initialiser that `weights` holds by external data at its place there, cast to `cast_to`.
+def refer_to_weights(model: onnx.ModelProto, *files: Path) -> None:
+    """Replace each initialiser that one of `files` (safetensors) holds by external data at its place there.
 
-    BundleError if one is missing there or of another shape. Casts of constants are folded when a runtime loads.
+    A float32 initialiser whose value is stored in FP16 is read through a Cast, which runtimes fold when they load; one
+    whose value or type is stored otherwise stays in the graph if it is small. BundleError if it is not, or if a file
+    holds another shape or value under its name.
     """
     import onnx
     from onnx import TensorProto, helper
 
-    header, start = read_header(weights)
+    stored = {name: (file, *entry) for file in files for name, entry in _entries(file).items()}
     types = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT, "I8": TensorProto.INT8}
+    arrays = surgery.weights(model)
     kept, casts = [], []
     for tensor in model.graph.initializer:
-        entry = header.get(tensor.name)
-        if entry is None:
-            if _elements(tensor) > FOLD_LIMIT:
-                raise BundleError(
-                    f"{weights}: holds no {tensor.name!r}, which the graph needs; export from one checkpoint"
-                )
+        value = arrays[tensor.name]
+        if tensor.name not in stored:
+            if value.size > FOLD_LIMIT:
+                names = ", ".join(f.name for f in files)
+                raise BundleError(f"{names}: no {tensor.name!r}, which the graph needs; export from one checkpoint")
             kept.append(tensor)
             continue
-        if list(tensor.dims) != list(entry["shape"]):
+        file, kind, offset, there = stored[tensor.name]
+        if there.shape != value.shape:
             raise BundleError(
-                f"{weights}: {tensor.name!r} has shape {entry['shape']}, the graph wants {list(tensor.dims)}"
+                f"{file}: {tensor.name!r} has shape {list(there.shape)}, the graph wants {list(value.shape)}"
             )
-        first, last = entry["data_offsets"]
-        external = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=types[entry["dtype"]])
+        narrower = value.dtype.itemsize < there.dtype.itemsize  # rounded for this graph: a bias, a normalisation
+        if narrower and value.size <= FOLD_LIMIT:
+            kept.append(tensor)
+            continue
+        if not np.array_equal(there.astype(value.dtype), value):
+            raise BundleError(f"{file}: {tensor.name!r} has other values than the graph; export from one checkpoint")
+        external = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=types[kind])
         external.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", weights.name), ("offset", start + first), ("length", last - first)):
-            external.external_data.add(key=key, value=str(value))
+        for key, text in (("location", file.name), ("offset", offset), ("length", there.nbytes)):
+            external.external_data.add(key=key, value=str(text))
         kept.append(external)
-        if external.data_type != cast_to:
+        if external.data_type != tensor.data_type:
             cast = f"{tensor.name}.cast"
-            casts.append(helper.make_node("Cast", [tensor.name], [cast], name=cast, to=cast_to))
-            for node in model.graph.node:
-                for i, name in enumerate(node.input):
-                    if name == tensor.name:
-                        node.input[i] = cast
-    names = {tensor.name for tensor in kept}
-    shapes = [v for v in model.graph.value_info if v.name not in names]  # theirs were of the type before
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(shapes)
+            casts.append(helper.make_node("Cast", [tensor.name], [cast], name=cast, to=tensor.data_type))
+            surgery.rewire(model.graph.node, tensor.name, cast)
+    surgery.forget_shapes(model)  # some were of the type before
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    surgery.replace_nodes(model, [*casts, *model.graph.node])
+
+
+def _entries(path: Path) -> dict[str, tuple[str, int, NDArray[np.generic]]]:
+    """Name -> type, offset in the file, value (a view of the mapped file), of each tensor in a safetensors file."""
+    kinds = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
+    header, start = read_header(path)
+    data = np.memmap(path, np.uint8, mode="r")
+    found = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if entry["dtype"] in kinds:
+            value = data[start + first : start + last].view(kinds[entry["dtype"]]).reshape(entry["shape"])
+            found[name] = (entry["dtype"], start + first, value)
+    return found
 
 
 def read_header(path: Path) -> tuple[Mapping[str, dict], int]:
@@ -117,10 +140,3 @@ def read_header(path: Path) -> tuple[Mapping[str, dict], int]:
         header = json.loads(f.read(length))
     header.pop("__metadata__", None)
     return header, 8 + length
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    n = 1
-    for d in tensor.dims:
-        n *= d
-    return n

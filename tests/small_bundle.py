@@ -146,23 +146,25 @@ def write_data(folder: Path, *, of_each: int = 2) -> Path:
 def make(folder: Path) -> Exported:
     from export import graph
     from export.bundle import export
+    from export.variants import Options
     from train.data import manifest
 
     data, checkpoint = write_data(folder / "data"), write_checkpoint(folder / "model.safetensors")
     traced: list[onnx.ModelProto] = []
     trace = graph.trace
 
-    def trace_and_keep(net: TriageNet) -> onnx.ModelProto:
+    def trace_and_keep(net: TriageNet, *, opset: int) -> onnx.ModelProto:
         import onnx
 
-        traced.append(trace(net))
+        traced.append(trace(net, opset=opset))
         kept = onnx.ModelProto()
         kept.CopyFrom(traced[0])
         return kept
 
     graph.trace = trace_and_keep
     try:
-        bundle = export(checkpoint, manifest.read(data), folder / "bundle", name="small", say=lambda _: None)
+        out, only = folder / "bundle", Options(precisions=("fp32",))
+        bundle = export(checkpoint, manifest.read(data), out, name="small", say=lambda _: None, options=only)
     finally:
         graph.trace = trace
     return Exported(bundle, checkpoint, data, traced[0])

@@ -31,6 +31,7 @@ from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from export import __main__ as command
 from export import goldens, graph
 from export.bundle import export
+from export.variants import Options
 from train.data import manifest
 from train.data.record import Record
 
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 def quick(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the session's traced graph for that of this network: tracing is what takes the time."""
 
-    def traced(net: TriageNet) -> onnx.ModelProto:
+    def traced(net: TriageNet, *, opset: int) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(exported.graph)
         return model
@@ -95,11 +96,9 @@ def test_manifest_counts_what_was_measured(raw: dict[str, Any]) -> None:
         assert found["severity"]["brixia>=1"]["images"] == 2
     assert raw["evaluation"]["test"]["refused_by_guard"] == 0
     parity = raw["variants"]["fp32"]["parity"]
-    assert parity["images"] == 6
-    assert 0 < parity["largest_logit_difference"] <= 1e-4
-    assert 0 < parity["largest_map_difference"] <= 1e-3
-    assert parity["golden"]["logits"] <= 1e-4
-    assert parity["executor"].startswith("onnxruntime ")
+    assert parity["within"] and parity["splits"]["both"]["images"] == 12
+    assert 0 < parity["splits"]["both"]["logits"]["largest"] <= 1e-4
+    assert "onnxruntime" in parity["executor"] and "torch" in parity["reference"]
 
 
 def test_decisions_hold_on_val_through_the_edges_own_way(small_bundle: Path, records: list[Record]) -> None:
@@ -119,7 +118,9 @@ def test_decisions_hold_on_val_through_the_edges_own_way(small_bundle: Path, rec
         own = np.array(scores)[:, k]
         point = bundle.manifest.operating_points[name]
         assert (own[labels == k] >= point).mean() >= 0.8
-        assert point == pytest.approx(threshold_at_sensitivity(labels == k, own), abs=1.01e-6)
+        threshold = threshold_at_sensitivity(labels == k, own)
+        lower = own[own < threshold].max(initial=0.0)
+        assert point == pytest.approx((threshold + lower) / 2, abs=1.01e-6), "as far from both as can be"
 
 
 def test_network_of_any_size_gives_maps_of_half_of_it(small_bundle: Path) -> None:
@@ -133,7 +134,7 @@ def test_command_makes_the_same_bundle_again(
 ) -> None:
     out = tmp_path / "deep" / "again"
     arguments = [str(exported.checkpoint), "--data", str(exported.data / "manifest.csv"), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["export", *arguments, "--name", "small"])
+    monkeypatch.setattr(sys, "argv", ["export", *arguments, "--name", "small", "--precision", "fp32"])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 0
@@ -183,7 +184,7 @@ def older(small_bundle: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def run(source: Path, records: list[Record], out: Path) -> Path:
-    return export(source, records, out, name="new", say=lambda _: None)
+    return export(source, records, out, name="new", say=lambda _: None, options=Options(precisions=("fp32",)))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_weights_that_cannot_be_stored_leave_the_old_bundle(
 def test_a_graph_that_departs_leaves_the_old_bundle(
     exported: Exported, records: list[Record], older: Path, few_films: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(net: TriageNet) -> onnx.ModelProto:
+    def wrong(net: TriageNet, *, opset: int) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(exported.graph)
         next(n for n in reversed(model.graph.node) if n.op_type == "Relu").op_type = "Sigmoid"
@@ -253,7 +254,7 @@ def test_stopping_by_hand_leaves_the_old_bundle(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(exported.checkpoint, records, older, name="new", say=say)
+        export(exported.checkpoint, records, older, name="new", say=say, options=Options(precisions=("fp32",)))
 
 
 def test_a_new_bundle_that_cannot_be_moved_leaves_the_old_one(
@@ -272,7 +273,7 @@ def test_a_new_bundle_that_cannot_be_moved_leaves_the_old_one(
         return move(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match="the disk is full, nothing was written there"):
         run(exported.checkpoint, records, older)
 
 

@@ -17,6 +17,7 @@ from small_bundle import SIZE, Exported
 from cxrvit_edge.bundle import WEIGHTS
 from cxrvit_edge.errors import BundleError
 from export import graph
+from export.fp16 import to_half
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +135,28 @@ def write_other(path: Path, source: Path, change: dict[str, torch.Tensor | None]
 def test_weights_of_another_checkpoint_are_refused(exported: Exported, tmp_path: Path) -> None:
     name = "encoder.blocks.0.attn.qkv.weight"
     missing = write_other(tmp_path / "a.safetensors", exported.bundle / WEIGHTS, {name: None})
-    with pytest.raises(BundleError, match=rf"holds no '{name}'"):
-        graph.refer_to_weights(copied(exported), missing, cast_to=TensorProto.FLOAT)
+    with pytest.raises(BundleError, match=rf"no '{name}', which the graph needs"):
+        graph.refer_to_weights(copied(exported), missing)
     other = write_other(tmp_path / "b.safetensors", exported.bundle / WEIGHTS, {name: torch.zeros(3, 4)})
     with pytest.raises(BundleError, match=rf"'{name}' has shape \[3, 4\], the graph wants \[144, 48\]"):
-        graph.refer_to_weights(copied(exported), other, cast_to=TensorProto.FLOAT)
+        graph.refer_to_weights(copied(exported), other)
 
 
-def test_cast_to_half_leaves_half_weights_alone(exported: Exported) -> None:
-    """The FP16 graph's way: what is stored in half is read as it is, and the float32 parameters are cast."""
+def test_weights_of_another_value_are_refused(exported: Exported, tmp_path: Path) -> None:
+    name = "encoder.blocks.0.attn.qkv.weight"
+    changed = torch.from_numpy(load_file(exported.bundle / WEIGHTS)[name].copy())
+    changed[0, 0] += 1
+    other = write_other(tmp_path / "c.safetensors", exported.bundle / WEIGHTS, {name: changed})
+    with pytest.raises(BundleError, match=rf"'{name}' has other values"):
+        graph.refer_to_weights(copied(exported), other)
+
+
+def test_half_graph_reads_half_weights_as_they_are(exported: Exported) -> None:
+    """What is stored in half needs no cast; what is stored in float32 is small, and is rounded in the graph."""
     model = copied(exported)
-    graph.refer_to_weights(model, exported.bundle / WEIGHTS, cast_to=TensorProto.FLOAT16)
-    cast = {n.input[0] for n in model.graph.node if n.name.endswith(".cast")}
-    types = {t.name: t.data_type for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL}
-    assert cast == {name for name, kind in types.items() if kind == TensorProto.FLOAT}
-    assert set(types) == set(load_file(exported.bundle / WEIGHTS))
+    to_half(model)
+    graph.refer_to_weights(model, exported.bundle / WEIGHTS)
+    assert not [n for n in model.graph.node if n.name.endswith(".cast")]
+    external_ = {t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL}
+    assert external_ == {k for k, v in load_file(exported.bundle / WEIGHTS).items() if v.dtype == np.float16}
+    assert all(math.prod(t.dims) <= graph.FOLD_LIMIT for t in model.graph.initializer if t.name not in external_)
