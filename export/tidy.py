@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import onnx
 
 WEIGHTED = ("Conv", "MatMul", "Gemm")
+_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: its modules, outermost first, and its own name
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
@@ -22,31 +24,39 @@ def tidy(model: onnx.ModelProto) -> None:
     _plain_key_transpose(model)
     surgery.drop_dead(model)
     stored = {t.name for t in model.graph.initializer}
-    made = surgery.producers(model)
+    made, read = surgery.producers(model), surgery.consumers(model)
     names: dict[int, str] = {}
+
+    def parameter(node: onnx.NodeProto, name: str) -> str:
+        """`name`, or what the node's own module calls it: equal parameters of several modules are one initialiser."""
+        module = _module(node)
+        return f"{module}.{name.rpartition('.')[2]}" if module and len(read[name]) > 1 else name
+
     for node in model.graph.node:
         own = [n for n in node.input if n in stored]
         if node.op_type == "Transpose" and own:
-            names[id(node)] = f"{own[0]}.T"
+            names[id(node)] = f"{parameter(node, own[0])}.T"
         elif node.op_type in WEIGHTED:
             source = made.get(node.input[1]) if len(node.input) > 1 else None
             weight = node.input[1] if node.input[1] in stored else source.input[0] if source is not None else ""
             if weight.endswith(".weight"):
-                names[id(node)] = weight.removesuffix(".weight")
+                names[id(node)] = parameter(node, weight).removesuffix(".weight")
         elif node.op_type in ("BatchNormalization", "LayerNormalization"):
-            names[id(node)] = node.input[1].removesuffix(".weight")
+            names[id(node)] = parameter(node, node.input[1]).removesuffix(".weight")
         elif node.op_type == "Add" and own and own[0].endswith(".bias"):
-            names[id(node)] = own[0]
+            names[id(node)] = parameter(node, own[0])
     _name_attention(model, names)
-    taken: set[str] = set(names.values())
+    taken: set[str] = set()
     for i, node in enumerate(model.graph.node):
-        name = names.get(id(node))
-        if name is None:
-            name = f"{node.op_type.lower()}.{node.output[0]}"
-            if name in taken:
-                name = f"{name}.{i}"
-            taken.add(name)
-        node.name = name
+        name = names.get(id(node)) or f"{node.op_type.lower()}.{node.output[0]}"
+        node.name = f"{name}.{i}" if name in taken else name
+        taken.add(node.name)
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """That the node was traced from, "" if that is not known."""
+    scopes: list[str] = next((ast.literal_eval(p.value) for p in node.metadata_props if p.key == _SCOPES), [])
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def _name_attention(model: onnx.ModelProto, names: dict[int, str]) -> None:
