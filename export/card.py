@@ -19,13 +19,44 @@ def figures(bundle: Bundle) -> str:
     for split, title in (("val", "Validation (operating points and temperature chosen here)"), ("test", "Test")):
         if split in raw["evaluation"]:
             parts.append(_split(title, raw["evaluation"][split], raw["operating_points"]))
-    parity = raw["variants"]["fp32"]["parity"]
-    parts.append(
-        f"ONNX Runtime against PyTorch on {parity['images']} real images: largest logit difference "
-        f"{parity['largest_logit_difference']:.1e}, largest map difference {parity['largest_map_difference']:.1e}. "
-        f"Temperature {raw['temperature']:.3f}."
-    )
+    parts.append(_variants(raw["variants"]))
+    parts.append(f"Temperature {raw['temperature']:.3f}.")
     return "\n\n".join(parts)
+
+
+def _variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each variant against the reference, on val and test together."""
+    held = {name: v["parity"] for name, v in variants.items() if v["parity"]}
+    first = next(iter(held.values()))
+    lines = [
+        "### Variants against the reference",
+        "",
+        f"Reference: {first['reference']}. {first['splits']['both']['images']} images of val and test. Flips: images "
+        "whose label, a flag or status is another.",
+        "",
+        "| variant | flips | largest probability difference | RMS logit difference, of their std | severity MAE "
+        "| mean AUC, difference | 95 % interval | measured on |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, record in held.items():
+        found = record["splits"]["both"]
+        gap = found["auc"]["mean"]["difference"]
+        lines.append(
+            f"| {name} | {found['flips']['images']} | {found['probabilities']['largest']:.2g} "
+            f"| {found['logits']['rms_of_std']:.2%} | {found['severity']['mae']:.2g} | {gap['value']:+.5f} "
+            f"| {gap['low']:+.5f} to {gap['high']:+.5f} | {record['executor']} |"
+        )
+    for v in variants.values():
+        if q := v.get("quantisation"):  # the same of int8 and int8-cpu
+            lines += [
+                "",
+                f"INT8: {q['int8_operations']} of {q['operations']} weighted operations and "
+                f"{q['int8_multiply_adds']:.1%} of {q['multiply_adds'] / 1e9:.1f} G multiply-adds in INT8; range: "
+                f"{q['range']['tensorrt']} (for processors {q['range']['onnxruntime']}), chosen on val; calibrated on "
+                f"{v['calibration']['chosen']} images of the training split.",
+            ]
+            break
+    return "\n".join(lines)
 
 
 def _split(title: str, e: Mapping[str, Any], points: Mapping[str, float]) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.preprocess import Float32
+from cxrvit_edge.runtime.onnxruntime import arithmetic
 from export.decisions import softmax
 
 if TYPE_CHECKING:
     import onnx
-
-    from cxrvit_edge.runtime.session import Outputs
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ class Yardstick:
         spread = self._logits.astype(np.float64).var(axis=0).mean() if len(images) > 1 else self._logits.var()
         self._spread = float(np.sqrt(spread))
 
-    def measure(self, model: onnx.ModelProto) -> Measured:
-        logits, maps = self._run(model)
+    def measure(self, model: onnx.ModelProto, *, exact: bool = True) -> Measured:
+        """exact: in its own arithmetic; else by ONNX Runtime's integer kernels, as int8-cpu runs."""
+        logits, maps = self._run(model, exact)
         p, q = softmax(self._logits, self._temperature), softmax(logits, self._temperature)
         changed = (p.argmax(1) != q.argmax(1)) | ((p >= self._points) != (q >= self._points)).any(axis=1)
         return Measured(
@@ -56,26 +56,17 @@ class Yardstick:
             maps=float(np.abs(maps - self._maps).mean()),
         )
 
-    def _run(self, model: onnx.ModelProto) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        session = exact_session(model.SerializeToString())
+    def _run(self, model: onnx.ModelProto, exact: bool = True) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        session = _session(model.SerializeToString(), arithmetic("int8", exact=exact))
         out = [session.run(["logits", "severity_map"], {"image": image}) for image in self._images]
         return np.concatenate([o[0] for o in out]).astype(np.float64), np.concatenate([o[1] for o in out])
 
 
-def exact_session(graph: bytes | str):  # type: ignore[no-untyped-def]  # onnxruntime has no types
-    """An ONNX Runtime session that computes Q/DQ as it is written: no fused integer kernel, nothing saturates."""
+def _session(graph: bytes, settings: Mapping[str, str]) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def run_exact(model: onnx.ModelProto, batch: Float32) -> Outputs:
-    """batch (B, 1, S, S), one image at a time."""
-    from cxrvit_edge.runtime.session import Outputs
-
-    session = exact_session(model.SerializeToString())
-    parts = [session.run(list(Outputs._fields), {"image": image[None]}) for image in batch]
-    return Outputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))

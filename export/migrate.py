@@ -22,7 +22,7 @@ LIMIT = 100.0  # s stays within 1/LIMIT and LIMIT: gamma and weights must still 
 
 
 def migrate(model: onnx.ModelProto, ranges: Mapping[str, Range], alpha: float, nodes: Collection[str]) -> list[str]:
-    """In place, of a float32 graph, with alpha in (0, 1); returns the activations whose range is another now.
+    """In place, of a float32 graph, with alpha in (0, 1); returns the activations that are new.
 
     Only where every reader of a LayerNormalization is among `nodes`, which become INT8: a weight that stays in FP16
     keeps its stored value.
@@ -47,6 +47,9 @@ def migrate(model: onnx.ModelProto, ranges: Mapping[str, Range], alpha: float, n
             norm.input[i] = name
         for w in matrices:
             surgery.set_weight(model, w.weight, (stored[w.weight] * s).astype(np.float32))
-        changed.append(norm.output[0])
+        tensor = f"{norm.output[0]}.migrated"  # other values, so another name: graphs are compared by them
+        surgery.rewire(read[norm.output[0]], norm.output[0], tensor)
+        norm.output[0] = tensor
+        changed.append(tensor)
     surgery.drop_dead(model)
     return changed

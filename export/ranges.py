@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
 BINS = 4096
+LEAST = 1e-30  # of a first limit: BINS over less than that is no float32
 STRIDE = 3  # every third element of a row into the histogram; maxima see all
 ESTIMATORS = ("minmax", "entropy", "percentile", "mse")
 
@@ -53,7 +54,7 @@ class Range:
         if top == 0.0:
             return
         if self.limit == 0.0:
-            self.limit = top * 1.0001
+            self.limit = max(top, LEAST) * 1.0001
         while top >= self.limit:
             self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, np.int64)])
             self.limit *= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from export.parity import BOUNDS, Bounds
 if TYPE_CHECKING:
     import onnx
 
-PERCENTILES = (99.99, 99.999)
+PERCENTILES = (99.99, 99.999, 99.9999)
+FINALISTS = 3
 SMOOTH = 0.5
 Say = Callable[[str], None]
 
@@ -26,17 +27,17 @@ Say = Callable[[str], None]
 class Int8Options:
     """calibration: a CheXpert folder, a manifest, a CSV or a folder of images; None leaves INT8 out.
 
-    estimator: one of ESTIMATORS, or auto; smooth: alpha of the migration, 0 for none, None for auto; search_images,
-    sensitivity_images: of val, for the choices (0 sensitivity images: the blocks are measured only if they must be).
+    estimator: one of ESTIMATORS, or auto; smooth: alpha of the migration, 0 for none, None for auto; search_images:
+    of val, that all candidates are compared on; sensitivity_images: for the costs of blocks, 0: only where needed.
     """
 
     calibration: Path | None = None
     images: int = 128
     seed: int = 0
     estimator: str = "auto"
-    percentile: float = 99.99
+    percentile: float = 99.999
     smooth: float | None = None
-    search_images: int = 48
+    search_images: int = 32
     sensitivity_images: int = 8
     bounds: Bounds = field(default_factory=lambda: BOUNDS["int8"])
 
@@ -94,96 +95,125 @@ def choose(
     options: Int8Options,
     say: Say,
 ) -> Recipe:
-    """Recipe for the float32 graph `model`. UsageError if an image makes it overflow."""
-    everything = {w.node for w in quantise.quantisable(model)}
-    say(f"ranges of {len(everything)} weighted nodes over {len(calibration)} images")
-    found = ranges.collect(model, quantise.tensors(model, "onnxruntime"), calibration)
-    yardstick = Yardstick(model, _spread(val, options.search_images), temperature, points)
-    tried: dict[Candidate, Measured] = {}
-    versions: dict[float, tuple[onnx.ModelProto, dict[str, ranges.Range]]] = {0.0: (model, found)}
-    wanted = list(candidates(options))
-    for candidate in wanted:
-        if candidate.smooth not in versions:
-            versions[candidate.smooth] = _migrated(model, found, candidate.smooth, everything, calibration)
-        base, own = versions[candidate.smooth]
-        step = surgery.copy(base)
-        scales = ranges.scales(own, candidate.estimator, percentile=candidate.percentile, form="tensorrt")
-        quantise.quantise(step, everything, scales, "tensorrt")
-        tried[candidate] = measured = yardstick.measure(step)
-        say(f"{candidate}: {measured.flips} flips, RMS {measured.logits_rms:.2%}, {measured.probability:.4f}")
-    best = min(tried, key=lambda c: (tried[c].flips, tried[c].logits_rms))
-    base, own = versions[best.smooth]
-    both = _scales(own, best)
-    rungs, costs, kept = _ladder(base, both["tensorrt"], yardstick, val, temperature, points, options, say)
-    nodes = everything - {n for name in kept for n in sensitivity.units(base)[name]}
-    if best.smooth and kept:  # a matrix that stays in FP16 keeps its stored weight
-        base, own = _migrated(model, found, best.smooth, nodes, calibration)
-        both = _scales(own, best)
+    """Recipe for the float32 graph `model`. UsageError if an image makes it overflow.
+
+    Candidates are compared on some of val, the best three on all of it; the form for processors takes the migration of
+    the other, since both share the INT8 weights, and its own range.
+    """
+    search = _Search(model, calibration, val, temperature, points, options, say)
+    best: dict[quantise.Form, Candidate] = {"tensorrt": search.pick("tensorrt", list(candidates(options)))}
+    smooth = best["tensorrt"].smooth
+    own = dict.fromkeys(replace(c, smooth=smooth) for c in candidates(options))
+    best["onnxruntime"] = search.pick("onnxruntime", list(own))
+    kept = search.ladders(best)
+    nodes = frozenset(search.everything - {n for name in kept for n in search.parts[name]})
+    base, ranges_ = search.version(smooth, nodes)
     work = multiply_adds(model)
     record = {
-        "range": str(best),
-        "tried": {
-            str(c): {"flips": m.flips, "logits_rms": _short(m.logits_rms), "probability": _short(m.probability)}
-            for c, m in tried.items()
-        },
+        "range": {form: str(c) for form, c in best.items()},
+        "tried": search.tried,
         "search_images": min(options.search_images, len(val)),
+        "finalist_images": len(val),
         "int8_operations": len(nodes),
         "operations": len(quantise.weighted_nodes(model)),
         "int8_multiply_adds": _short(sum(work[n] for n in nodes) / sum(work.values())),
         "multiply_adds": sum(work.values()),
-        "fp16_nodes": sorted(w.node for w in quantise.weighted_nodes(model) if w.node not in nodes),
-        "ladder": rungs,
-        "costs": {name: _short(cost) for name, cost in costs.items()},
+        "fp16_nodes": [w.node for w in quantise.weighted_nodes(model) if w.node not in nodes],
+        "ladder": search.rungs,
+        "costs": {name: _short(cost) for name, cost in search.costs.items()},
     }
-    return Recipe(base, frozenset(nodes), both, record)
+    return Recipe(base, nodes, {form: _scales(ranges_, c, form) for form, c in best.items()}, record)
 
 
-def _scales(found: Mapping[str, ranges.Range], c: Candidate) -> dict[quantise.Form, dict[str, quantise.Scale]]:
-    forms: tuple[quantise.Form, ...] = ("tensorrt", "onnxruntime")
-    return {form: ranges.scales(found, c.estimator, percentile=c.percentile, form=form) for form in forms}
+class _Search:
+    """What is measured along the way. tried, rungs, costs: for the record."""
 
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        calibration: Sequence[Float32],
+        val: Sequence[Float32],
+        temperature: float,
+        points: Mapping[str, float],
+        options: Int8Options,
+        say: Say,
+    ) -> None:
+        self._model, self._calibration, self._options, self._say = model, calibration, options, say
+        self.parts = sensitivity.units(model)
+        self.everything = frozenset(n for nodes in self.parts.values() for n in nodes)
+        say(f"ranges of {len(self.everything)} weighted nodes over {len(calibration)} images")
+        self._found = ranges.collect(model, quantise.tensors(model, "onnxruntime"), calibration)
+        self._versions: dict[tuple[float, frozenset[str]], tuple[onnx.ModelProto, dict[str, ranges.Range]]] = {}
+        self._whole = Yardstick(model, val, temperature, points)
+        self._some = Yardstick(model, _spread(val, options.search_images), temperature, points)
+        self._few = Yardstick(model, _spread(val, options.sensitivity_images or 8), temperature, points)
+        self.tried: dict[str, dict[str, Any]] = {}
+        self.rungs: list[dict[str, Any]] = []
+        self.costs: dict[str, float] = {}
 
-def _ladder(
-    base: onnx.ModelProto,
-    scales: Mapping[str, quantise.Scale],
-    yardstick: Yardstick,
-    val: Sequence[Float32],
-    temperature: float,
-    points: Mapping[str, float],
-    options: Int8Options,
-    say: Say,
-) -> tuple[list[dict[str, Any]], dict[str, float], tuple[str, ...]]:
-    """Rungs, costs by unit, units that stay in FP16. Costs are measured if asked for, or if the first rung fails."""
+    def version(self, smooth: float, nodes: frozenset[str]) -> tuple[onnx.ModelProto, dict[str, ranges.Range]]:
+        """The graph after migration into `nodes`, and its ranges."""
+        if (smooth, nodes) not in self._versions:
+            out = surgery.copy(self._model)
+            changed = migrate.migrate(out, self._found, smooth, nodes) if smooth else []
+            own = {**self._found, **ranges.collect(out, changed, self._calibration)} if changed else self._found
+            self._versions[smooth, nodes] = out, own
+        return self._versions[smooth, nodes]
 
-    def within(m: Measured) -> bool:
-        b = options.bounds
+    def pick(self, form: quantise.Form, wanted: Sequence[Candidate]) -> Candidate:
+        """The candidate with the fewest flips, then the least RMS."""
+        first = {c: self._measure(form, c, self._some, "some") for c in wanted}
+        finalists = sorted(wanted, key=lambda c: (first[c].flips, first[c].logits_rms))[:FINALISTS]
+        if len(wanted) == 1:
+            return wanted[0]
+        last = {c: self._measure(form, c, self._whole, "all of val") for c in finalists}
+        return min(finalists, key=lambda c: (last[c].flips, last[c].logits_rms))
+
+    def ladders(self, best: Mapping[quantise.Form, Candidate]) -> tuple[str, ...]:
+        """Units that stay in FP16 so that both forms are within the bounds on val."""
+        kept: tuple[str, ...] = ()
+        if self._options.sensitivity_images:
+            self._measure_costs(best["tensorrt"])
+        for form, candidate in best.items():
+            rungs = list(self._climb(form, candidate, ()))
+            if not rungs[-1].within:
+                if not self.costs:
+                    self._measure_costs(best["tensorrt"])
+                rungs = list(self._climb(form, candidate, list(self.costs)))
+            for rung in rungs:
+                self._say(f"{form}: {rung}")
+                self.rungs.append({"form": form, **rung.to_dict(), "logits_rms": _short(rung.logits_rms)})
+            kept = max(kept, rungs[-1].kept, key=len)  # both follow one order, so one holds the other
+        return kept
+
+    def _climb(self, form: quantise.Form, c: Candidate, order: Sequence[str]) -> Iterator[sensitivity.Rung]:
+        base, own = self.version(c.smooth, self.everything)
+        return sensitivity.ladder(base, _scales(own, c, form), self._whole, order, self._within, form)
+
+    def _within(self, m: Measured) -> bool:
+        b = self._options.bounds
         return m.flips <= b.flips and m.logits_rms <= b.logits_rms and m.probability <= b.probability
 
-    rungs = list(sensitivity.ladder(base, scales, yardstick, (), within))
-    costs: dict[str, float] = {}
-    if options.sensitivity_images or not rungs[-1].within:
-        few = _spread(val, options.sensitivity_images or 8)
-        say(f"cost of each of {len(sensitivity.units(base))} blocks in INT8, on {len(few)} images")
-        costs = sensitivity.costs(base, scales, Yardstick(base, few, temperature, points))
-        for name, cost in list(costs.items())[:10]:
-            say(f"  {name}: RMS {cost:.2%}")
-    if not rungs[-1].within:
-        rungs = list(sensitivity.ladder(base, scales, yardstick, list(costs), within))
-    for rung in rungs:
-        say(str(rung))
-    return [{**r.to_dict(), "logits_rms": _short(r.logits_rms)} for r in rungs], costs, rungs[-1].kept
+    def _measure_costs(self, c: Candidate) -> None:
+        base, own = self.version(c.smooth, self.everything)
+        self._say(f"cost of each of {len(self.parts)} blocks in INT8")
+        self.costs = sensitivity.costs(base, _scales(own, c, "tensorrt"), self._few)
+        for name, cost in list(self.costs.items())[:10]:
+            self._say(f"  {name}: RMS {cost:.2%}")
+
+    def _measure(self, form: quantise.Form, c: Candidate, yardstick: Yardstick, on: str) -> Measured:
+        base, own = self.version(c.smooth, self.everything)
+        step = surgery.copy(base)
+        quantise.quantise(step, self.everything, _scales(own, c, form), form)
+        m = yardstick.measure(step, exact=form == "tensorrt")
+        self._say(f"{form}, {c}, {on}: {m.flips} flips, RMS {m.logits_rms:.2%}, probability {m.probability:.4f}")
+        figures = {"flips": m.flips, "logits_rms": _short(m.logits_rms), "probability": _short(m.probability)}
+        self.tried.setdefault(f"{form}, {c}", {})[on] = figures
+        return m
 
 
-def _migrated(
-    model: onnx.ModelProto,
-    found: Mapping[str, ranges.Range],
-    alpha: float,
-    nodes: frozenset[str] | set[str],
-    calibration: Sequence[Float32],
-) -> tuple[onnx.ModelProto, dict[str, ranges.Range]]:
-    out = surgery.copy(model)
-    changed = migrate.migrate(out, found, alpha, nodes)
-    return out, {**found, **ranges.collect(out, changed, calibration)} if changed else dict(found)
+def _scales(found: Mapping[str, ranges.Range], c: Candidate, form: quantise.Form) -> dict[str, quantise.Scale]:
+    return ranges.scales(found, c.estimator, percentile=c.percentile, form=form)
 
 
 def _spread(images: Sequence[Float32], n: int) -> list[Float32]:

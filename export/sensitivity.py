@@ -12,7 +12,7 @@ import numpy as np
 from export import surgery
 from export.count import multiply_adds
 from export.exact import Measured, Yardstick
-from export.quantise import Scale, quantisable, quantise
+from export.quantise import Form, Scale, quantisable, quantise
 
 if TYPE_CHECKING:
     import onnx
@@ -86,8 +86,12 @@ def ladder(
     yardstick: Yardstick,
     order: Sequence[str],
     within: Callable[[Measured], bool],
+    form: Form = "tensorrt",
 ) -> Iterator[Rung]:
-    """Everything in INT8, then ever more units of `order` in FP16, until `within` or nothing is left."""
+    """Everything in INT8, then ever more units of `order` in FP16, until `within` or nothing is left.
+
+    The form for ONNX Runtime is measured by its integer kernels, the other in exact arithmetic.
+    """
     parts, work = units(model), multiply_adds(model)
     everything = [n for nodes in parts.values() for n in nodes]
     for count in _steps(len(order)):
@@ -95,8 +99,8 @@ def ladder(
         left_out = {n for name in kept for n in parts[name]}
         nodes = [n for n in everything if n not in left_out]
         step = surgery.copy(model)
-        quantise(step, nodes, scales, "tensorrt")
-        found = yardstick.measure(step)
+        quantise(step, nodes, scales, form)
+        found = yardstick.measure(step, exact=form == "tensorrt")
         holds = within(found)
         share = sum(work[n] for n in nodes) / sum(work.values())
         yield Rung(kept, len(nodes), len(everything), share, found.flips, found.logits_rms, found.probability, holds)
