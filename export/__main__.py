@@ -58,11 +58,11 @@ def main_command(
     range_: Annotated[
         Range, typer.Option("--range", help="How an activation's range is estimated; auto: by accuracy on val.")
     ] = Range.auto,
-    percentile: Annotated[float, typer.Option(help="For --range percentile.")] = 99.99,
+    percentile: Annotated[float, typer.Option(help="For --range percentile.")] = 99.999,
     smooth: Annotated[
         float | None, typer.Option(help="Alpha of the migration into LayerNorm, 0 for none; by default on val.")
     ] = None,
-    search_images: Annotated[int, typer.Option(help="Images of val that choices are made on.")] = 48,
+    search_images: Annotated[int, typer.Option(help="Images of val that choices are made on.")] = 32,
     sensitivity_images: Annotated[
         int, typer.Option(help="Images of val on which each block's cost is measured; 0: only if it must be.")
     ] = 8,

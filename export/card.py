@@ -31,11 +31,15 @@ def _variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "### Variants against the reference",
         "",
-        f"Reference: {first['reference']}. {first['splits']['both']['images']} images of val and test. Flips: images "
-        "whose label, a flag or status is another.",
+        (
+            f"Reference: {first['reference']}. {first['splits']['both']['images']} images of val and test. Flips: "
+            "images whose label, a flag or status is another."
+        ),
         "",
-        "| variant | flips | largest probability difference | RMS logit difference, of their std | severity MAE "
-        "| mean AUC, difference | 95 % interval | measured on |",
+        (
+            "| variant | flips | largest probability difference | RMS logit difference, of their std | severity MAE "
+            "| mean AUC, difference | 95 % interval | measured on |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, record in held.items():
@@ -48,13 +52,13 @@ def _variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
         )
     for v in variants.values():
         if q := v.get("quantisation"):  # the same of int8 and int8-cpu
-            lines += [
-                "",
+            lines.append("")
+            lines.append(
                 f"INT8: {q['int8_operations']} of {q['operations']} weighted operations and "
-                f"{q['int8_multiply_adds']:.1%} of {q['multiply_adds'] / 1e9:.1f} G multiply-adds in INT8; range: "
+                f"{q['int8_multiply_adds']:.1%} of {q['multiply_adds'] / 1e9:.1f} G multiply-adds; range: "
                 f"{q['range']['tensorrt']} (for processors {q['range']['onnxruntime']}), chosen on val; calibrated on "
-                f"{v['calibration']['chosen']} images of the training split.",
-            ]
+                f"{v['calibration']['chosen']} images of the training split."
+            )
             break
     return "\n".join(lines)
 

@@ -37,7 +37,7 @@ ALL = {"fp32": parity.BOUNDS["fp32"], "fp16": LOOSE, "int8": LOOSE, "int8-cpu": 
 
 @pytest.fixture(scope="module")
 def source(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small bundle with logits a fifth as far apart: rounding moves them as little as those of a trained network."""
+    """The small bundle with logits a fifth as far apart: rounding moves them as little as a trained network's."""
     net = small.network()
     net.diagnosis.weight.data *= 0.2
     checkpoint = small.write_checkpoint(tmp_path_factory.mktemp("source") / "model.safetensors", net)
@@ -249,7 +249,7 @@ def test_outside_its_bounds_is_not_written(
     _trace_from(monkeypatch, exported)
     strict = Options(precisions=("fp16",), bounds={**ALL, "fp16": parity.Bounds(0, 1e-9, 1e-9, 0.0)})
     out = tmp_path / "out"
-    with pytest.raises(ParityError, match="fp16 on .* departs from"):
+    with pytest.raises(ParityError, match=r"fp16 on .* departs from"):
         export(source, records, out, say=lambda _: None, options=strict)
     assert not out.exists()
     allowed = replace(strict, allow_failing=("fp16",))
