@@ -118,8 +118,8 @@ def quantise(model: onnx.ModelProto, nodes: Collection[str], scales: Mapping[str
     stored = surgery.weights(model)
     chosen = {w.node: w for w in weighted_nodes(model) if w.node in nodes}
     wanted = {w.activation for w in chosen.values()}
-    if form == "onnxruntime":
-        wanted |= {w.result for w in chosen.values() if _is_conv(model, w)}
+    results = {w.result for w in chosen.values() if form == "onnxruntime" and _is_conv(model, w)}
+    wanted |= results
     out: list[onnx.NodeProto] = [
         n for t in model.graph.input if t.name in wanted for n in _pair(model, t.name, scales, form)
     ]
@@ -129,7 +129,7 @@ def quantise(model: onnx.ModelProto, nodes: Collection[str], scales: Mapping[str
             out.append(_dequantised_weight(model, w, stored[w.weight].astype(np.float32)))
             node.input[1] = f"{w.weight}.dq"
         for i, name in enumerate(node.input):
-            if name in wanted and (form == "onnxruntime" or (w is not None and i == 0)):
+            if name in results or (name in wanted and w is not None and i == 0):
                 node.input[i] = f"{name}.dq"
         out.append(node)
         for name in node.output:
