@@ -61,7 +61,7 @@ def test_the_harmed_block_is_the_worst(poisoned: onnx.ModelProto) -> None:
     told: list[tuple[int, int]] = []
     found = costs(poisoned, scales(poisoned), yardstick(poisoned), lambda *done: told.append(done))
     assert set(found) == set(units(poisoned))
-    assert list(found)[0] == BLOCK
+    assert next(iter(found)) == BLOCK
     assert list(found.values()) == sorted(found.values(), reverse=True)
     others = [v for k, v in found.items() if k != BLOCK]
     assert found[BLOCK] > 5 * max(others)
@@ -82,7 +82,7 @@ def test_what_is_not_a_number_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> N
     values = iter([0.1, np.nan, 0.3, 0.2, 0.1, 0.1, 0.0, 0.0])
     monkeypatch.setattr(y, "measure", lambda model: Measured(0, next(values), 0.0, 0.0))
     found = costs(model, scales(model), y)
-    assert list(found)[0] == list(units(model))[1]
+    assert next(iter(found)) == list(units(model))[1]
 
 
 def test_the_ladder_keeps_the_harmed_block_first_and_stops(poisoned: onnx.ModelProto) -> None:
