@@ -6,6 +6,7 @@ No name, ID or free text of a patient.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,9 @@ def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
             "files": {graph: f"{file}, {sizes.get(file, 0):,} bytes" for graph, file in v.files.items()},
             "opset": v.opset,
             "tolerance": {"logits": v.tolerance.logits, "maps": v.tolerance.maps},
-            "parity": dict(v.parity) if v.parity else None,
-            "calibration": dict(v.calibration) if v.calibration else None,
+            "parity": _parity(v.parity),
+            "calibration": {k: x for k, x in v.calibration.items() if k != "sha256"} if v.calibration else None,
+            "quantisation": _quantisation(m.raw["variants"][name].get("quantisation")),
         }
         for name, v in m.variants.items()
     }
@@ -131,6 +133,30 @@ def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
         "network": m.raw.get("network"),
         "training": m.raw.get("training"),
     }
+
+
+def _parity(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The figures that its bounds are about; the whole record is in the manifest and in the bundle's parity.html."""
+    if not record or "splits" not in record:
+        return dict(record) if record else None
+    found = record["splits"]["both"]
+    return {
+        "within": record["within"],
+        "failures": list(record["failures"]),
+        "reference": record["reference"],
+        "executor": record["executor"],
+        "images": found["images"],
+        "flips": found["flips"]["images"],
+        "largest_probability_difference": found["probabilities"]["largest"],
+        "logits_rms_of_std": found["logits"]["rms_of_std"],
+        "severity_mae": found["severity"]["mae"],
+        "mean_auc_difference": dict(found["auc"]["mean"]["difference"]),
+    }
+
+
+def _quantisation(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    names = ("range", "int8_operations", "operations", "int8_multiply_adds", "fp16_nodes")
+    return {name: record[name] for name in names} if record else None
 
 
 def inspect_image(path: Path, limits: Limits | None = None) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def find(path: Path, split: str | None, passed: Counter[str]) -> Source:
     """What may be chosen of `path`; `passed` takes the number left out, by Reason.
 
     Left out unread are images that a table, a DICOM header or their own name says are lateral, listed images of
-    CheXpert that are absent, and what is no image. UsageError as `choose` has it.
+    CheXpert that are absent, those of our manifest whose licence keeps them out of published weights, and what is no
+    image. UsageError as `choose` has it.
     """
     table = _table(path)
     if table is None:
@@ -64,6 +65,10 @@ def find(path: Path, split: str | None, passed: Counter[str]) -> Source:
         return Source("chexpert", root, split, list(_of_records(records, root, split, passed, _by_finding)))
     if table.name == "manifest.csv" and set(header.columns) >= _MANIFEST:
         records = manifest.read(table, masks=())
+        barred = [r for r in records if r.reuse not in manifest.REUSABLE and split in (None, r.split)]
+        if barred:  # scales are published with the weights: the same rule holds for them
+            passed["licence"] += len(barred)
+        records = [r for r in records if r.reuse in manifest.REUSABLE]
         return Source("manifest", root, split, list(_of_records(records, root, split, passed, _by_label)))
     split = split if "split" in header.columns else None
     return Source("csv", root, split, list(_in_csv(table, split, passed)))

@@ -161,13 +161,21 @@ class _Search:
         return self._versions[smooth, nodes]
 
     def pick(self, form: quantise.Form, wanted: Sequence[Candidate]) -> Candidate:
-        """The candidate with the fewest flips, then the least RMS."""
+        """The candidate with the least RMS, of those that flip no more than is allowed.
+
+        RMS and not flips: those are few, and which films lie at a threshold is chance.
+        """
+        most = self._options.bounds.flips
+
+        def badness(m: Measured) -> tuple[int, float]:
+            return max(0, m.flips - most), m.logits_rms
+
         first = {c: self._measure(form, c, self._some, "some") for c in wanted}
-        finalists = sorted(wanted, key=lambda c: (first[c].flips, first[c].logits_rms))[:FINALISTS]
+        finalists = sorted(wanted, key=lambda c: badness(first[c]))[:FINALISTS]
         if len(wanted) == 1:
             return wanted[0]
         last = {c: self._measure(form, c, self._whole, "all of val") for c in finalists}
-        return min(finalists, key=lambda c: (last[c].flips, last[c].logits_rms))
+        return min(finalists, key=lambda c: badness(last[c]))
 
     def ladders(self, best: Mapping[quantise.Form, Candidate]) -> tuple[str, ...]:
         """Units that stay in FP16 so that both forms are within the bounds on val."""

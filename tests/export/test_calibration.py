@@ -24,6 +24,8 @@ from export import calibration
 from export.calibration import MIN_IMAGES, Calibration, choose, pick
 from export.candidates import Candidate
 
+from train.data.manifest import REUSABLE
+
 CONFIG = PreprocessConfig(size=64)
 
 
@@ -255,11 +257,13 @@ def test_a_manifest_by_folder_or_name(tmp_path: Path) -> None:
     for i in range(40):
         split = "val" if i % 4 == 3 else "train"
         view, label = ("PA", "AP Supine", "lateral")[i % 3], ("normal", "covid", "")[i // 2 % 3]
-        rows.append([f"images/{i:02d}.jpg", label, view, f"g{i}", ("nih", "cohen")[i % 2], "yes", split])
+        reuse = "unknown" if i in (4, 8) else "yes"
+        rows.append([f"images/{i:02d}.jpg", label, view, f"g{i}", ("nih", "cohen")[i % 2], reuse, split])
     files.write_images(tmp_path, [row[0] for row in rows])
     write_csv(tmp_path / "manifest.csv", columns, rows)
     chosen = choose(tmp_path, images=30)
-    kept = [row for row in rows if row[6] == "train" and row[2] != "lateral"]
+    kept = [row for row in rows if row[6] == "train" and row[2] != "lateral" and row[5] == "yes"]
+    assert chosen.record()["passed_over"]["licence"] == 2
     assert set(names(chosen, tmp_path)) == {row[0] for row in kept}
     assert {image.view for image in chosen.images} == {"PA", "AP"}
     classes = {"normal": "normal", "covid": "covid19", "": "unlabelled"}
@@ -268,7 +272,7 @@ def test_a_manifest_by_folder_or_name(tmp_path: Path) -> None:
     assert chosen.record() == choose(tmp_path / "manifest.csv", images=30).record()
     assert (chosen.kind, chosen.split) == ("manifest", "train")
     every = choose(tmp_path, images=40, split=None)
-    assert len(every.images) == sum(row[2] != "lateral" for row in rows) and every.split is None
+    assert len(every.images) == sum(row[2] != "lateral" and row[5] == "yes" for row in rows) and every.split is None
     with pytest.raises(UsageError, match=r"split test: no frontal image .*another folder, CSV or split"):
         choose(tmp_path, split="test")
 
@@ -381,10 +385,11 @@ def test_a_chexpert_table_without_a_column_is_no_folder_of_images(tmp_path: Path
 def test_the_real_manifest(shared_data: Path) -> None:
     first, second = (choose(shared_data, images=64) for _ in range(2))
     assert first.record() == second.record()
-    assert len(first.images) == 64 and first.record()["passed_over"] == {}
+    assert len(first.images) == 64 and set(first.record()["passed_over"]) == {"licence"}
     with (shared_data / "manifest.csv").open(newline="") as f:
         listed = {r["path"]: r for r in csv.DictReader(f)}
     rows = [listed[name] for name in names(first, shared_data)]
     assert {r["split"] for r in rows} == {"train"}
+    assert {r["reuse"] for r in rows} <= set(REUSABLE)
     assert len({r["group_id"] for r in rows}) == 64
     assert {r["label"] for r in rows} == {"normal", "other", "covid", ""}

@@ -179,7 +179,7 @@ def scale_behind_softmax(model: onnx.ModelProto) -> None:
     for i, name in enumerate(scores.input):
         product = made[name]
         assert product.op_type == "Mul"
-        factor *= float(surgery.weights(model)[product.input[1]])
+        factor *= surgery.weights(model)[product.input[1]].item()
         scores.input[i] = product.input[0]
     context = next(n for n in model.graph.node if softmax.output[0] in n.input)
     surgery.set_weight(model, "late", np.array(factor, np.float32))
