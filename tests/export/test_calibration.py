@@ -23,7 +23,6 @@ from cxrvit_edge.radiograph import read
 from export import calibration
 from export.calibration import MIN_IMAGES, Calibration, choose, pick
 from export.candidates import Candidate
-
 from train.data.manifest import REUSABLE
 
 CONFIG = PreprocessConfig(size=64)
