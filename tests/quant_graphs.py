@@ -141,7 +141,7 @@ def poison(model: onnx.ModelProto, norm: str, weight: str, channel: int, factor:
     """
     from export import surgery
 
-    stored = surgery.weights(model)
+    stored: dict[str, Any] = dict(surgery.weights(model))
     for part in ("weight", "bias"):
         value = stored[f"{norm}.{part}"].copy()
         value[channel] /= factor

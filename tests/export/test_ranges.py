@@ -40,7 +40,7 @@ def test_a_histogram_that_doubles_keeps_every_count(parts: list[NDArray[np.float
     values = np.concatenate(parts)
     assert r.largest == np.abs(values).max()
     assert r.signed == bool((values < 0).any())
-    live = np.concatenate([p[::STRIDE] for i, p in enumerate(parts) if np.abs(p).max() > 0] or [np.zeros(0)])
+    live = np.concatenate([np.zeros(0, np.float32), *(p[::STRIDE] for p in parts if np.abs(p).max() > 0)])
     assert r.counts.sum() == len(live)
     assert r.limit == 0 or r.largest < r.limit
     if r.limit:
@@ -92,7 +92,9 @@ def test_collect_on_a_graph() -> None:
     session = ranges.tapped(model, wanted)
     for name, value in zip(wanted, session.run(wanted, {"image": np.concatenate(images)}), strict=True):
         axis = tuple(i for i in range(value.ndim) if i != (1 if value.ndim == 4 else value.ndim - 1))
-        np.testing.assert_allclose(found[name].channel_max, np.abs(value).max(axis), rtol=1e-4, atol=1e-6)
+        channels = found[name].channel_max
+        assert channels is not None
+        np.testing.assert_allclose(channels, np.abs(value).max(axis), rtol=1e-4, atol=1e-6)
         assert found[name].largest == pytest.approx(float(np.abs(value).max()), rel=1e-4)
         assert found[name].signed == bool(value.min() < 0)
     relus = [w.activation for w in quantisable(model) if w.activation.endswith(".relu")]
@@ -120,13 +122,14 @@ def test_a_percentile_keeps_that_share() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "laplace", "relu", "outlier", "uniform"])
 def test_mse_is_near_the_best_there_is(kind: str, levels: int) -> None:
     rng = np.random.default_rng(5)
-    x = {
+    kinds: dict[str, NDArray[np.floating]] = {
         "gaussian": gaussian(),
         "laplace": rng.laplace(0, 1, 60_000),
         "relu": np.maximum(gaussian(), 0),
         "outlier": np.concatenate([gaussian(), [-300]]),
         "uniform": rng.uniform(-1, 1, 60_000),
-    }[kind].astype(np.float32)
+    }
+    x = kinds[kind].astype(np.float32)
     r = filled(np.repeat(x, STRIDE))  # each value is sampled once
     t = threshold(r, "mse", levels=levels)
     assert 0 < t <= r.largest
