@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cxrvit_edge.errors import CxrVitError, UsageError
+from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -83,6 +83,12 @@ def main_command(
     Examples:
       python -m export runs/default/model.safetensors --data ../shared/data --out bundle-out
       python -m export cxrvit_edge/bundles/default --calibration CheXpert-v1.0-small --data data/manifest.csv --out b
+
+    \b
+    Exit code:
+      0  the bundle is there, whole
+      2  a setting, the data or the source cannot be used
+      3  a variant departs from the reference by more than its bounds; nothing was written
     """
     from export import parity, recipe, variants
     from export.bundle import export
@@ -127,7 +133,7 @@ def main() -> None:
         app()
     except (CxrVitError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+        raise SystemExit(3 if isinstance(error, ParityError) else 2) from None
 
 
 if __name__ == "__main__":

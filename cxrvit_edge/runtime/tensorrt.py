@@ -6,7 +6,7 @@ all share one block of activation memory. TensorRT-RTX captures by itself where 
 
 Built and not run, for want of a GPU: everything after the driver is found, that is deserialising, copies, capture and
 RTX's runtime cache. Tests run those calls, in their order, against a CUDA of their own that moves real memory; names
-and arguments were held against cuda-python 12.6 to 13.5 and tensorrt-rtx 1.7.
+and arguments were held against cuda-python 12.6 to 13.4 and tensorrt-rtx 1.7.
 """
 
 from __future__ import annotations

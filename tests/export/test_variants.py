@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
+import chexpert_files
 import numpy as np
 import onnx
 import pytest
@@ -18,8 +19,7 @@ from small_bundle import Exported
 
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
-from cxrvit_edge.phantom import make_phantom
-from cxrvit_edge.runtime import builder, golden
+from cxrvit_edge.runtime import builder
 from cxrvit_edge.runtime.layers import fusion, parse, require_fused
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.select import open_sessions
@@ -77,12 +77,8 @@ def _trace_from(
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of calibration images."""
-    folder = tmp_path_factory.mktemp("calibration")
-    for i in range(16):
-        film = make_phantom(50 + i, height=160, width=144, lesions=small.CASES[i % 3][1])  # type: ignore[arg-type]
-        assert cv2.imwrite(str(folder / f"{i:02d}.png"), film.pixels << 4)
-    return folder
+    """Calibration images: a folder in the CheXpert layout."""
+    return chexpert_files.make(tmp_path_factory.mktemp("calibration") / "CheXpert-v1.0-small", chexpert_files.rows(24))
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +113,9 @@ def test_every_variant_is_there_with_its_parity(bundle: Path, source: Path, film
     assert b.variant("fp16").parity["overflow_margin"]["times"] > 1  # type: ignore[index]
     record = b.variant("int8").calibration
     assert record is not None
-    hashes = {golden.hashlib.sha256(p.read_bytes()).hexdigest() for p in films.iterdir()}
-    assert set(record["sha256"]) == hashes and record["chosen"] == 16
+    frontal = {hashlib.sha256(p.read_bytes()).hexdigest() for p in films.rglob("*frontal.jpg")}
+    assert set(record["sha256"]) <= frontal and record["chosen"] == 16
+    assert (record["source"], record["folder"]) == ("chexpert", "CheXpert-v1.0-small")
     found = b.manifest.raw["variants"]["int8"]["quantisation"]
     assert found["int8_operations"] + len(found["fp16_nodes"]) == found["operations"]
     assert found["int8_multiply_adds"] >= 0.9
