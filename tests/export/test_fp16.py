@@ -45,6 +45,7 @@ def test_ends_are_float32_and_all_between_is_half(half: onnx.ModelProto) -> None
     assert set(floats.values()) == {TensorProto.FLOAT16}
     assert len(floats) > 500
     casts = [n.name for n in half.graph.node if n.op_type == "Cast"]
+    assert [n.input[0] for n in half.graph.node if n.op_type == "Shape"] == ["image"]
     assert casts == ["image.half", "logits.full", "severity_map.full", "lung_mask.full"]
 
 

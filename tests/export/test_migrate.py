@@ -90,15 +90,19 @@ def test_int8_loses_less(alpha: float) -> None:
     assert cost[1].maps < cost[0].maps
 
 
-def test_half_and_half_at_one_half() -> None:
-    """At alpha 1/2 the largest of a channel's activation and of its column become the same, up to one factor."""
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 0.8])
+def test_alpha_is_the_weights_share(alpha: float) -> None:
+    """Largest x and w of a channel become (x w)^(1 - alpha) and (x w)^alpha, up to one factor (Xiao et al. 2023)."""
     model, images = small.small(), small.images(6)
+    before = collected(model, images)
     moved = surgery.copy(model)
-    changed = migrate(moved, collected(model, images), 0.5, every(model))
-    x = ranges.collect(moved, changed, images)[activation(moved, FC1)].channel_max
-    w = np.abs(surgery.weights(moved)[f"{FC1}.weight"]).max(0)
-    assert x is not None
-    np.testing.assert_allclose(x / w, (x / w)[0], rtol=1e-3)
+    after = ranges.collect(moved, migrate(moved, before, alpha, every(model)), images)
+    x, y = before[activation(model, FC1)].channel_max, after[activation(moved, FC1)].channel_max
+    w, v = (np.abs(surgery.weights(m)[f"{FC1}.weight"]).max(0) for m in (model, moved))
+    assert x is not None and y is not None
+    for found, share in ((y, 1 - alpha), (v, alpha)):
+        ratio = found / (x * w) ** share
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
 
 
 def test_nothing_moves_where_a_reader_stays_float() -> None:

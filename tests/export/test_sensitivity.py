@@ -72,8 +72,9 @@ def test_the_harmed_block_is_the_worst(poisoned: onnx.ModelProto) -> None:
 
 def test_a_cost_is_that_of_the_block_alone(poisoned: onnx.ModelProto) -> None:
     alone, steps, y = surgery.copy(poisoned), scales(poisoned), yardstick(poisoned)
-    quantise(alone, units(poisoned)["encoder.embed"], steps, "tensorrt")
-    assert costs(poisoned, steps, y)["encoder.embed"] == y.measure(alone).logits_rms
+    name = "encoder.blocks.0.attn"  # two nodes
+    quantise(alone, units(poisoned)[name], steps, "tensorrt")
+    assert costs(poisoned, steps, y)[name] == y.measure(alone).logits_rms
 
 
 def test_what_is_not_a_number_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,12 +117,20 @@ def test_the_ladder_ends_with_everything_in_fp16(poisoned: onnx.ModelProto) -> N
     assert [r.operations for r in found] == sorted((r.operations for r in found), reverse=True)
 
 
-def test_the_ladder_of_onnx_runtimes_form(poisoned: onnx.ModelProto) -> None:
+def test_the_ladder_of_onnx_runtimes_form(poisoned: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured by its integer kernels, whose sums depart from exact arithmetic."""
     steps, y = scales(poisoned, "onnxruntime"), yardstick(poisoned)
+    measure, arithmetic = y.measure, []
+
+    def noted(model: onnx.ModelProto, *, exact: bool = True) -> Measured:
+        arithmetic.append(exact)
+        return measure(model, exact=exact)
+
+    monkeypatch.setattr(y, "measure", noted)
     found = list(ladder(poisoned, steps, y, [BLOCK], lambda m: m.logits_rms < 0.1, "onnxruntime"))
     assert [r.kept for r in found] == [(), (BLOCK,)]
     assert found[1].within and found[0].logits_rms > 0.2
+    assert arithmetic == [False, False]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 8, 75, 200])
