@@ -196,18 +196,18 @@ class _Search:
 
     def _climb(self, form: quantise.Form, c: Candidate, order: Sequence[str]) -> Iterator[sensitivity.Rung]:
         base, own = self.version(c.smooth, self.everything)
-        return sensitivity.ladder(base, _scales(own, c, form), self._whole, order, self._within, form)
-
-    def _within(self, m: Measured) -> bool:
-        b = self._options.bounds
-        return m.flips <= b.flips and m.logits_rms <= b.logits_rms and m.probability <= b.probability
+        return sensitivity.ladder(base, _scales(own, c, form), self._whole, order, self._holds, form)
 
     def _measure_costs(self, c: Candidate) -> None:
         base, own = self.version(c.smooth, self.everything)
         self._say(f"cost of each of {len(self.parts)} blocks in INT8")
-        self.costs = sensitivity.costs(base, _scales(own, c, "tensorrt"), self._few)
+        scales, bounds = _scales(own, c, "tensorrt"), self._options.bounds
+        self.costs = sensitivity.costs(base, scales, self._few, lambda m: m.share(bounds))
         for name, cost in list(self.costs.items())[:10]:
-            self._say(f"  {name}: RMS {cost:.2%}")
+            self._say(f"  {name}: {cost:.1%} of its nearest bound")
+
+    def _holds(self, m: Measured) -> bool:
+        return m.within(self._options.bounds)
 
     def _measure(self, form: quantise.Form, c: Candidate, yardstick: Yardstick, on: str) -> Measured:
         base, own = self.version(c.smooth, self.everything)

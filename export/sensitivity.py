@@ -34,6 +34,7 @@ class Rung:
     flips: int
     logits_rms: float
     probability: float
+    severity_mae: float
     within: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class Rung:
         return (
             f"{self.operations} of {self.of} in INT8 ({self.multiply_adds:.1%} of the multiply-adds): "
             f"{self.flips} flips, RMS {self.logits_rms:.2%}, "
-            f"largest probability difference {self.probability:.4f}{last}"
+            f"largest probability difference {self.probability:.4f}, severity MAE {self.severity_mae:.4f}{last}"
         )
 
 
@@ -66,15 +67,16 @@ def costs(
     model: onnx.ModelProto,
     scales: Mapping[str, Scale],
     yardstick: Yardstick,
+    cost: Callable[[Measured], float] = lambda m: m.logits_rms,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Unit -> RMS logit difference, of their standard deviation, when it alone is INT8; the worst first."""
+    """Unit -> cost when it alone is INT8; the worst first."""
     found = {}
     parts = units(model)
     for done, (name, nodes) in enumerate(parts.items(), 1):
         alone = surgery.copy(model)
         quantise(alone, nodes, scales, "tensorrt")
-        found[name] = yardstick.measure(alone).logits_rms
+        found[name] = cost(yardstick.measure(alone))
         if progress:
             progress(done, len(parts))
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1], nan=np.inf)))
@@ -103,7 +105,8 @@ def ladder(
         found = yardstick.measure(step, exact=form == "tensorrt")
         holds = within(found)
         share = sum(work[n] for n in nodes) / sum(work.values())
-        yield Rung(kept, len(nodes), len(everything), share, found.flips, found.logits_rms, found.probability, holds)
+        told = (found.flips, found.logits_rms, found.probability, found.severity_mae)
+        yield Rung(kept, len(nodes), len(everything), share, *told, holds)
         if holds:
             return
 

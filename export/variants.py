@@ -33,7 +33,7 @@ INT8_WEIGHTS = "int8.safetensors"
 FP16_TOLERANCE = Tolerance(logits=2e-2, maps=2e-3)
 INT8_TOLERANCE = Tolerance(logits=5e-2, maps=1e-2)  # at least; three times the spread of two executors if that is more
 ON_HALF = "torch, every result rounded to half; built, not run: no GPU"
-ON_EXACT = "ONNX Runtime CPU, Q/DQ in exact arithmetic"
+ON_EXACT = "ONNX Runtime CPU, Q/DQ in exact arithmetic, FP16 not rounded in between"
 ON_CPU = "ONNX Runtime CPU"
 AGAINST = "torch CPU, float32 arithmetic on the stored weights"
 FORMS: Mapping[quantise.Form, str] = {"tensorrt": "int8", "onnxruntime": "int8-cpu"}

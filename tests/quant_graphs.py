@@ -79,7 +79,7 @@ class _Graph:
 
 
 def small() -> onnx.ModelProto:
-    """image (B, 1, SIZE, SIZE) -> logits (B, 3), severity_map (B, 1, 8, 8), lung_mask (B, 2, 16, 16)."""
+    """image (B, 1, SIZE, SIZE) -> logits (B, 3), severity_map (B, 1, 16, 16), lung_mask (B, 2, 16, 16)."""
     g = _Graph()
     x = g.relu(g.conv("backbone.features.conv0", "image", 1, STEM, 7, 2))
     for i in (1, 2):
@@ -104,8 +104,9 @@ def small() -> onnx.ModelProto:
     y = g.add("Transpose", "turned", y, perm=[0, 2, 1])
     y = g.add("Reshape", "map", y, g.constant("map.shape", np.array([0, WIDTH, SIZE // 4, SIZE // 4])))
     y = g.relu(g.conv("severity.blocks.0.0", y, WIDTH, 8, 3))
+    y = g.add("Resize", "wide", y, "", g.constant("wide.scales", np.array([1, 1, 2, 2], np.float32)), mode="linear")
     g.add("Sigmoid", "severity_map", g.conv("severity.out", y, 8, 1, 3))
-    shapes = {"image": (1, SIZE, SIZE), "logits": (3,), "severity_map": (1, 8, 8), "lung_mask": (2, 16, 16)}
+    shapes = {"image": (1, SIZE, SIZE), "logits": (3,), "severity_map": (1, 16, 16), "lung_mask": (2, 16, 16)}
     ends = {k: helper.make_tensor_value_info(k, TensorProto.FLOAT, ["batch", *s]) for k, s in shapes.items()}
     graph = helper.make_graph(g.nodes, "small", [ends["image"]], [ends[k] for k in OUTPUTS], g.tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)

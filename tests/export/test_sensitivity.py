@@ -10,6 +10,7 @@ from small_bundle import Exported
 
 from export import ranges, surgery
 from export.exact import Measured, Yardstick
+from export.parity import BOUNDS
 from export.quantise import FLOAT_NODES, Scale, quantisable, quantise, tensors
 from export.sensitivity import _steps, costs, ladder, unit, units
 
@@ -59,7 +60,7 @@ def test_units_are_blocks(exported: Exported) -> None:
 
 def test_the_harmed_block_is_the_worst(poisoned: onnx.ModelProto) -> None:
     told: list[tuple[int, int]] = []
-    found = costs(poisoned, scales(poisoned), yardstick(poisoned), lambda *done: told.append(done))
+    found = costs(poisoned, scales(poisoned), yardstick(poisoned), progress=lambda *done: told.append(done))
     assert set(found) == set(units(poisoned))
     assert next(iter(found)) == BLOCK
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -139,3 +140,18 @@ def test_steps_begin_with_none_and_end_with_all(n: int) -> None:
     assert found[0] == 0 and found[-1] == n
     assert found == sorted(set(found))
     assert len(found) < 25
+
+
+@pytest.mark.parametrize(
+    ("measured", "share", "within"),
+    [
+        (Measured(3, 0.01, 0.01, 0.0, 0.01), 0.5, True),
+        (Measured(0, 0.001, 0.001, 0.0, 0.075), 1.5, False),
+        (Measured(4, 0.0, 0.0, 0.0, 0.0), 0.0, False),
+        (Measured(0, 0.0, np.nan, 0.0, 0.0), np.nan, False),
+    ],
+)
+def test_the_nearest_bound_counts(measured: Measured, share: float, within: bool) -> None:
+    bounds = BOUNDS["int8"]
+    np.testing.assert_allclose(measured.share(bounds), share)
+    assert measured.within(bounds) is within
