@@ -10,9 +10,10 @@ from typing import Any
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import CxrVitError, EngineError, ParityError, UsageError
 from cxrvit_edge.host import Gpu, gpus
-from cxrvit_edge.runtime import builder, engines, layers
+from cxrvit_edge.runtime import builder, engines, fusion
 from cxrvit_edge.runtime.builder import NAMES
 from cxrvit_edge.runtime.engines import Engine, Key
+from cxrvit_edge.runtime.layers import parse
 
 VARIANTS = ("fp16", "int8")  # that run on GPUs
 WHY_NOT = {
@@ -172,7 +173,7 @@ def _one(
         )
         if isinstance(found, Engine):
             if require_fused:
-                layers.require_fused(found.fusion, where=str(found.plan), least=_least(bundle))
+                fusion.require_fused(found.fusion, where=str(found.plan), least=_least(bundle))
             return Built(found, graph, False, str(found.sidecar.get("state", engines.NOT_RUN)))
         say(f"rebuilding {name}: {found}" if found and _stale(found, plan) else f"building {name}")
         compiled = builder.compile_onnx(
@@ -183,11 +184,11 @@ def _one(
             timing_cache=cache_dir() / "timing" / f"{backend}-{version}-sm{sm}.cache",
             progress=progress,
         )
-        seen = layers.fusion(layers.parse(compiled.lines), compiled.sources)
+        seen = fusion.fusion(parse(compiled.lines), compiled.sources)
         if variant == "int8" and "Int8" not in seen.convolutions:  # RTX 1.7 does so on Turing
             say(f"note: {NAMES[backend]} runs no convolution in INT8 on sm{sm}; fp16 may be the better choice there")
         if require_fused:
-            layers.require_fused(seen, where=f"{path}, {name}", least=_least(bundle))
+            fusion.require_fused(seen, where=f"{path}, {name}", least=_least(bundle))
         about = {
             "state": engines.NOT_RUN,
             "gpu": plan.gpu.name if plan.gpu else None,

@@ -22,7 +22,8 @@ from cxrvit_edge.readers import decode, load, sniff
 from cxrvit_edge.runtime import engines
 from cxrvit_edge.runtime.builder import inspected
 from cxrvit_edge.runtime.engines import PLAN, SIDECAR
-from cxrvit_edge.runtime.layers import Sources, fusion, parse
+from cxrvit_edge.runtime.fusion import Sources, fusion
+from cxrvit_edge.runtime.layers import parse
 
 
 def inspect_path(path: str | Path) -> dict[str, Any]:

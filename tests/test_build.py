@@ -298,5 +298,5 @@ def test_the_real_network_builds_fused(shared_data: Path, fresh_cache: Path) -> 
         compiled = build_module.builder.compile_onnx(
             bundle.file(next(iter(bundle.variant(variant).files.values()))), backend="tensorrt-rtx", sm="86"
         )
-        found = build_module.layers.fusion(build_module.layers.parse(compiled.lines), compiled.sources)
+        found = build_module.fusion.fusion(build_module.parse(compiled.lines), compiled.sources)
         assert found.fused == len(found.blocks) == bundle.manifest.raw["network"]["layers"]

@@ -24,7 +24,8 @@ from cxrvit_edge import lock
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import EngineError
 from cxrvit_edge.runtime.builder import NAMES, RECIPE, Compiled, Profile
-from cxrvit_edge.runtime.layers import Fusion, Sources, fusion, parse
+from cxrvit_edge.runtime.fusion import Fusion, Sources, fusion
+from cxrvit_edge.runtime.layers import parse
 
 SCHEMA = 1
 PLAN, SIDECAR, FOLDER = "engine.plan", "engine.json", "engines"

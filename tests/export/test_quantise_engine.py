@@ -12,7 +12,8 @@ import quant_graphs as small
 from small_bundle import Exported
 
 from cxrvit_edge.runtime.builder import Compiled, compile_onnx
-from cxrvit_edge.runtime.layers import Fusion, Layer, fusion, parse
+from cxrvit_edge.runtime.fusion import Fusion, fusion
+from cxrvit_edge.runtime.layers import Layer, parse
 from export import ranges, surgery
 from export.fp16 import to_half
 from export.quantise import FLOAT_NODES, quantisable, quantise, tensors

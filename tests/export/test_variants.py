@@ -20,7 +20,8 @@ from small_bundle import Exported
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
 from cxrvit_edge.runtime import builder
-from cxrvit_edge.runtime.layers import fusion, parse, require_fused
+from cxrvit_edge.runtime.fusion import fusion, require_fused
+from cxrvit_edge.runtime.layers import parse
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.select import open_sessions
 from export import fp16, graph, parity, quantise, recipe, surgery

@@ -16,7 +16,8 @@ from engine_graphs import make
 from cxrvit_edge.errors import EngineError, UsageError
 from cxrvit_edge.runtime import builder
 from cxrvit_edge.runtime.builder import Compiled, Profile, compile_onnx
-from cxrvit_edge.runtime.layers import Fusion, fusion, parse, require_fused
+from cxrvit_edge.runtime.fusion import Fusion, fusion, require_fused
+from cxrvit_edge.runtime.layers import parse
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no engine can be compiled")
 pytest.importorskip("onnx", reason="onnx is not installed: no graph can be made")

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from cxrvit_edge.errors import EngineError
-from cxrvit_edge.runtime.layers import Layer, Sources, Tensor, fusion, nodes_of, parse, parse_json, require_fused
+from cxrvit_edge.runtime.fusion import Sources, fusion, require_fused
+from cxrvit_edge.runtime.layers import Layer, Tensor, nodes_of, parse, parse_json
 
 P = "encoder.blocks.0.attn"
 CORE = (f"{P}.scores", f"{P}.softmax", f"{P}.context")

@@ -26,7 +26,7 @@ from cxrvit_edge.host import Gpu, gpus
 from cxrvit_edge.runtime import candidates, engines, golden, select
 from cxrvit_edge.runtime import cuda as cuda_module
 from cxrvit_edge.runtime.builder import Compiled
-from cxrvit_edge.runtime.layers import Sources
+from cxrvit_edge.runtime.fusion import Sources
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.session import Float32, Outputs
 from cxrvit_edge.runtime.tensorrt import TensorRTSession
