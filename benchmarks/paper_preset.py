@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from export.variants import INT8_WEIGHTS
 from export.weights import write_weights
 
 if TYPE_CHECKING:
-    import onnx
+    pass
 
 MOST_SECONDS, MOST_GB = 600, 8
 COLUMNS = (
@@ -72,16 +72,6 @@ def phantoms(count: int, config: PreprocessConfig) -> list[Float32]:
     return [preprocess(Radiograph(film.pixels), config)[0][None] for film in films]
 
 
-def write(model: onnx.ModelProto, path: Path, *weights: str) -> None:
-    """As a bundle has it: weights as external data, checked."""
-    import onnx
-
-    model = surgery.copy(model)
-    graph.refer_to_weights(model, *(path.with_name(name) for name in weights))
-    onnx.save(model, path)
-    onnx.checker.check_model(str(path))
-
-
 def describe(row: dict[str, Any], *paths: Path) -> None:
     """Size of all, hash of the last."""
     row["megabytes"] = round(sum(p.stat().st_size for p in paths) / 1e6, 1)
@@ -105,13 +95,13 @@ def export(work: Path, network: NetworkConfig, images: list[Float32], table: Tab
         describe(row, work / WEIGHTS)
     with table.step("trace, fp32.onnx") as row:
         model = graph.trace(net)
-        write(model, work / "fp32.onnx", WEIGHTS)
+        graph.save(model, work / "fp32.onnx", WEIGHTS)
         describe(row, work / "fp32.onnx")
     reference = logits(work / "fp32.onnx", images)
     with table.step("fp16.onnx") as row:
         half = surgery.copy(model)
         to_half(half)
-        write(half, work / "fp16.onnx", WEIGHTS)
+        graph.save(half, work / "fp16.onnx", WEIGHTS)
         describe(row, work / "fp16.onnx")
         row["logits_apart"] = float(f"{np.abs(logits(work / 'fp16.onnx', images) - reference).max():.2g}")
     with table.step("int8 recipe"):
@@ -126,7 +116,7 @@ def export(work: Path, network: NetworkConfig, images: list[Float32], table: Tab
         stored = {k: v for k, v in surgery.weights(int8).items() if v.dtype == np.int8 and k.endswith(".int8")}
         save_file(stored, work / INT8_WEIGHTS)
         to_half(int8)
-        write(int8, work / "int8.onnx", WEIGHTS, INT8_WEIGHTS)
+        graph.save(int8, work / "int8.onnx", WEIGHTS, INT8_WEIGHTS)
         describe(row, work / INT8_WEIGHTS, work / "int8.onnx")
         row["logits_apart"] = float(f"{np.abs(logits(work / 'int8.onnx', images) - reference).max():.2g}")
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cxrvit_edge.bundle import MANIFEST, SCHEMA, WEIGHTS, Bundle, Guard, PriorityTable, Tolerance
 from cxrvit_edge.errors import ParityError, UsageError
@@ -20,15 +20,12 @@ from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.runtime import golden
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.torch import TorchSession
-from export import decisions, goldens, graph, surgery
+from export import decisions, goldens, graph
 from export.licence import WEIGHTS_LICENCE
 from export.predict import predict
 from export.weights import write_weights
 from train.data.record import Record
 from train.evaluate import report
-
-if TYPE_CHECKING:
-    import onnx
 
 GRAPH = "shared"
 GRAPH_FILE, LICENCE_FILE = "fp32.onnx", "LICENSE-WEIGHTS.md"
@@ -137,11 +134,6 @@ def is_bundle(source: Path) -> bool:
     return (source / MANIFEST).is_file() or source.suffix.lower() == ".zip"
 
 
-def float_graph(net: TriageNet, opset: int) -> onnx.ModelProto:
-    """The tidy float32 graph, its weights inside."""
-    return graph.trace(net, opset=opset)
-
-
 def write_manifest(work: Path, raw: dict[str, Any]) -> None:
     raw["files"] = {p.name: sha256(p) for p in sorted(work.iterdir()) if p.name != MANIFEST}
     (work / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
@@ -163,13 +155,8 @@ def _entry() -> dict[str, Any]:
 
 
 def _write_graph(net: TriageNet, work: Path, say: Say) -> None:
-    import onnx
-
     say("tracing the graph")
-    model = surgery.copy(float_graph(net, graph.OPSET))
-    graph.refer_to_weights(model, work / WEIGHTS)
-    onnx.save(model, work / GRAPH_FILE)
-    onnx.checker.check_model(str(work / GRAPH_FILE))
+    graph.save(graph.trace(net, opset=graph.OPSET), work / GRAPH_FILE, WEIGHTS)
 
 
 def _require_equal(found: golden.Difference, source: Path) -> None:

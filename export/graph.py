@@ -71,6 +71,16 @@ def _simplify(model: ir.Model) -> None:
     optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
 
 
+def save(model: onnx.ModelProto, path: Path, *weights: str) -> None:
+    """Write `path`, its weights as external data in the files `weights` beside it; checked. `model` is left alone."""
+    import onnx
+
+    out = surgery.copy(model)
+    refer_to_weights(out, *(path.with_name(name) for name in weights))
+    onnx.save(out, path)
+    onnx.checker.check_model(str(path))
+
+
 def refer_to_weights(model: onnx.ModelProto, *files: Path) -> None:
     """Replace each initialiser that one of `files` (safetensors) holds by external data at its place there.
 

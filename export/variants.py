@@ -156,13 +156,8 @@ class _Maker:
         return {**self._entry(variant, tolerance, record), "quantisation": recipe.record}
 
     def _write(self, variant: str, model: onnx.ModelProto, *weights: str) -> Path:
-        import onnx
-
-        model = surgery.copy(model)
-        graph.refer_to_weights(model, *(self.work / w for w in weights))
         path = self.work / f"{variant}.onnx"
-        onnx.save(model, path)
-        onnx.checker.check_model(str(path))
+        graph.save(model, path, *weights)
         return path
 
     def _write_weights(self, model: onnx.ModelProto) -> None:

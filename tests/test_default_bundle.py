@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cxrvit_edge.bundle import MANIFEST, Bundle
+from cxrvit_edge.errors import ParityError
 from cxrvit_edge.inspection import inspect_bundle
 from cxrvit_edge.plain_text import lines
+from cxrvit_edge.runtime import builder, golden
+from cxrvit_edge.runtime.fusion import fusion, require_fused
+from cxrvit_edge.runtime.layers import parse
+from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.select import open_sessions
 
 BOUNDS = {  # flips, largest probability difference, RMS logit difference of their std, severity score MAE
@@ -85,3 +91,26 @@ def test_inspect_tells_the_figures_and_not_every_hash(bundle: Bundle) -> None:
     assert int8["quantisation"]["int8_multiply_adds"] >= 0.9
     assert "sha256" not in int8["calibration"] and len(int8["calibration"]["list_sha256"]) == 64
     assert len(list(lines(report))) < 250
+
+
+def test_a_scale_off_by_a_tenth_builds_and_fails_the_golden_check(bundle: Bundle, tmp_path: Path) -> None:
+    """Of one DequantizeLinear: what it gives is a tenth too large. Fusion proof and parity are different tests."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    folder = shutil.copytree(bundle.root, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    model = onnx.load(folder / "int8.onnx", load_external_data=False)
+    node = next(n for n in model.graph.node if n.name == "backbone.features.transition1.conv.weight.dq")
+    scale = next(t for t in model.graph.initializer if t.name == node.input[1])
+    value = onnx.numpy_helper.to_array(scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array((value * 1.1).astype(value.dtype), scale.name))
+    (folder / "int8.onnx").write_bytes(model.SerializeToString())
+    compiled = builder.compile_onnx(folder / "int8.onnx", backend="tensorrt-rtx", sm="86")
+    require_fused(fusion(parse(compiled.lines), compiled.sources), where="int8.onnx", least=2)
+    graph = bundle.graph_for("PA")
+    for root, right in ((bundle.root, True), (folder, False)):
+        session = OnnxRuntimeSession(root / "int8.onnx", precision="int8", exact=True)
+        if right:
+            assert golden.check(bundle, "int8", graph, session, again=True)
+            continue
+        with pytest.raises(ParityError, match="int8 does not reproduce the golden outputs"):
+            golden.check(bundle, "int8", graph, session, again=True)
