@@ -37,9 +37,6 @@ from export.parity import Bounds
 from export.variants import INT8_WEIGHTS
 from export.weights import write_weights
 
-if TYPE_CHECKING:
-    pass
-
 MOST_SECONDS, MOST_GB = 600, 8
 COLUMNS = (
     *("step", "seconds", "peak_gb", "megabytes", "sha256", "logits_apart", "blocks_fused", "attention"),
