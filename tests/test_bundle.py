@@ -22,7 +22,9 @@ from cxrvit_edge import bundle as bundle_module
 from cxrvit_edge.bundle import MANIFEST, Bundle, Manifest, default_path
 from cxrvit_edge.errors import BundleError
 
-FILES = ("LICENSE-WEIGHTS.md", "fp32.onnx", "golden_fp32.npz", "golden_inputs.npz", "weights.safetensors")
+FILES = (
+    "LICENSE-WEIGHTS.md", "fp32.onnx", "golden_fp32.npz", "golden_inputs.npz", "parity.html", "weights.safetensors",
+)  # fmt: skip
 FIELDS = (
     "schema", "name", "classes", "preprocessing", "operating_points", "temperature", "views", "variants", "files",
     "guard", "golden_inputs", "intended_use", "priority", "weights",

@@ -71,15 +71,24 @@ def test_run_again_it_does_nothing_anew(examples_out: Path, cache: Path) -> None
     assert (examples_out / "results.jsonl").read_bytes() == before
 
 
-def test_backends_agree(examples_out: Path, cache: Path, tmp_path: Path) -> None:
+def test_backends_and_precisions_agree(cache: Path, tmp_path: Path) -> None:
+    """With torch, as near as each is to be."""
     pytest.importorskip("torch")
     films = [str(EXAMPLES / name) for name in ("phantom_normal_pa.png", "phantom_diffuse_mono1.dcm")]
-    assert command(cache, "triage", *films, "--out", str(tmp_path), "--backend", "torch").returncode == 0
-    reference = lines(examples_out)
-    for name, line in lines(tmp_path).items():
-        other = reference[Path(name).relative_to(ROOT).as_posix()]
-        assert line["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
-        assert line["severity"]["score"] == pytest.approx(other["severity"]["score"], abs=1e-2)  # type: ignore[index]
+    runs = (("torch", "fp32", 0.0), ("onnxruntime", "fp32", 1e-3), ("onnxruntime", "int8", 0.05))
+    seen = []
+    for backend, precision, _ in runs:
+        out = tmp_path / f"{backend}-{precision}"
+        chosen = ("--backend", backend, "--precision", precision)
+        assert command(cache, "triage", *films, "--out", str(out), *chosen).returncode == 0
+        seen.append(lines(out))
+    reference = seen[0]
+    for found, (backend, precision, apart) in zip(seen, runs, strict=True):
+        for name, line in found.items():
+            assert (line["backend"], line["precision"]) == (backend, precision)
+            assert line["probabilities"] == pytest.approx(reference[name]["probabilities"], abs=apart)
+            score = reference[name]["severity"]["score"]  # type: ignore[index]
+            assert line["severity"]["score"] == pytest.approx(score, abs=10 * apart)  # type: ignore[index]
 
 
 def test_a_bundle_with_one_byte_changed_is_not_used(cache: Path, tmp_path: Path) -> None:
