@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.preprocess import Float32
-from cxrvit_edge.runtime.onnxruntime import arithmetic
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.zones import severity_array, zone_masks
 from export.decisions import softmax
 from export.parity import Bounds
@@ -85,8 +84,8 @@ class Yardstick:
         self, model: onnx.ModelProto, exact: bool = True
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float64]]:
         """Logits (N, K), the three maps (N, 3, S / 2, S / 2), severity scores (N,) with NaN where no lungs are."""
-        session = _session(model.SerializeToString(), arithmetic("int8", exact=exact))
-        out = [session.run(list(Outputs._fields), {"image": image}) for image in self._images]
+        session = OnnxRuntimeSession(model.SerializeToString(), precision="int8", exact=exact)
+        out = [session.run(image) for image in self._images]
         maps = np.concatenate([np.concatenate(o[1:], axis=1) for o in out])
         scores = np.array([_score(m[0], m[1:]) for m in maps], np.float64)
         return np.concatenate([o[0] for o in out]).astype(np.float64), maps, scores
@@ -95,13 +94,3 @@ class Yardstick:
 def _score(severity_map: NDArray[np.float32], lungs: NDArray[np.float32]) -> float:
     zones = zone_masks(lungs)
     return float("nan") if zones is None else float(severity_array(severity_map, zones).sum())
-
-
-def _session(graph: bytes, settings: Mapping[str, str]) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    for key, value in settings.items():
-        options.add_session_config_entry(key, value)
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

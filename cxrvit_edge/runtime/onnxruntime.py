@@ -17,7 +17,7 @@ NO_QUANTISED_KERNELS = ("session.disable_quant_qdq", "1")
 
 
 class OnnxRuntimeSession:
-    """A graph of the bundle on ONNX Runtime's CPU provider. threads 0: one a physical core.
+    """A graph of the bundle, or its bytes, on ONNX Runtime's CPU provider. threads 0: one a physical core.
 
     precision int8: where the processor sums 8-bit products in 16 bits, which saturate, the slower kernels that do not
     are asked for. exact: Q/DQ nodes run as float32 arithmetic between rounded values, the reference for every engine.
@@ -27,7 +27,7 @@ class OnnxRuntimeSession:
     batch_sizes: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, *, precision: str, threads: int = 0, exact: bool = False) -> None:
+    def __init__(self, path: Path | bytes, *, precision: str, threads: int = 0, exact: bool = False) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -36,16 +36,17 @@ class OnnxRuntimeSession:
         settings = arithmetic(precision, exact=exact)
         for key, value in settings.items():
             options.add_session_config_entry(key, value)
+        graph = path if isinstance(path, bytes) else str(path)
+        self.path = Path("a graph in memory") if isinstance(path, bytes) else path
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ORT's own exceptions share no public base
             raise EngineError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
+                f"{self.path}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
             ) from error
         self.version: str = ort.__version__
         self.precision = precision
         self.fingerprint = fingerprint(settings)
-        self.path = path
 
     def run(self, batch: Float32) -> Outputs:
         try:
