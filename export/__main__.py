@@ -116,6 +116,11 @@ def main_command(
         allow_failing=tuple(a.value for a in allow_failing or ()),
         debug=debug,
     )
+    if calibration is None:
+        if asked := [p.value for p in precision or () if p.value.startswith("int8")]:
+            raise UsageError(f"--precision {asked[0]} needs --calibration: name a CheXpert folder, a CSV or a folder")
+        if precision is None:
+            typer.echo("no --calibration: int8 and int8-cpu are left out", err=True)
     where = data or calibration
     if where is None:
         raise UsageError("no --data: name a manifest.csv whose val split chooses and whose test split blesses")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.preprocess import Float32
 from export import migrate, quantise, ranges, sensitivity, surgery
+from export.calibration import MIN_IMAGES
 from export.count import multiply_adds
 from export.exact import Measured, Yardstick
 from export.parity import BOUNDS, Bounds
@@ -48,6 +49,8 @@ class Int8Options:
             raise UsageError(f"--smooth {self.smooth}: give 0 for none, or a number under 1")
         if not 50 < self.percentile <= 100:
             raise UsageError(f"--percentile {self.percentile}: give a number over 50 and up to 100")
+        if self.images < MIN_IMAGES:
+            raise UsageError(f"--images {self.images}: ranges need at least {MIN_IMAGES}; 128 is usual")
         if self.search_images < 1 or self.sensitivity_images < 0:
             raise UsageError("--search-images must be at least 1, --sensitivity-images at least 0")
 
