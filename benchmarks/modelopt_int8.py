@@ -197,6 +197,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="with an int8 variant; the embedded one by default")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="manifest.csv, or its folder")
     parser.add_argument("--calibration", type=Path, help="what the bundle was calibrated on; by default --data's")
+    parser.add_argument(
+        "--method", choices=METHODS, action="append", help="modelopt's calibration; both by default, entropy is slow"
+    )
     parser.add_argument("--target", default="sm86", help="RTX target")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/modelopt_int8.csv")
     options = parser.parse_args()
@@ -216,7 +219,7 @@ def main() -> None:
         (folder / "float32.onnx").write_bytes(model.SerializeToString())
         np.save(folder / "calibration.npy", np.concatenate(images))
         del model, images
-        for method in METHODS:
+        for method in options.method or METHODS:
             name = f"modelopt {method}"
             graphs[name], seconds = run_modelopt(python, folder, method)
             told[name] = {"calibration": method, "quantise_seconds": round(seconds)}
