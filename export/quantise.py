@@ -88,7 +88,7 @@ def tensors(model: onnx.ModelProto, form: Form) -> list[str]:
     found = []
     for w in quantisable(model):
         found.append(w.activation)
-        if form == "onnxruntime" and _is_conv(model, w):
+        if form == "onnxruntime" and _rounds_result(model, w):
             found.append(w.result)
     return list(dict.fromkeys(found))
 
@@ -118,7 +118,7 @@ def quantise(model: onnx.ModelProto, nodes: Collection[str], scales: Mapping[str
     stored = surgery.weights(model)
     chosen = {w.node: w for w in weighted_nodes(model) if w.node in nodes}
     wanted = {w.activation for w in chosen.values()}
-    results = {w.result for w in chosen.values() if form == "onnxruntime" and _is_conv(model, w)}
+    results = {w.result for w in chosen.values() if form == "onnxruntime" and _rounds_result(model, w)}
     wanted |= results
     out: list[onnx.NodeProto] = [
         n for t in model.graph.input if t.name in wanted for n in _pair(model, t.name, scales, form)
@@ -139,8 +139,16 @@ def quantise(model: onnx.ModelProto, nodes: Collection[str], scales: Mapping[str
     surgery.drop_dead(model)
 
 
-def _is_conv(model: onnx.ModelProto, w: Weighted) -> bool:
-    return any(n.name == w.node and n.op_type == "Conv" for n in model.graph.node)
+def _rounds_result(model: onnx.ModelProto, w: Weighted) -> bool:
+    """A convolution's, for ONNX Runtime.
+
+    From opset 21 on not in front of a node that only moves data: its QDQPropagationTransformer carries the pair across
+    with the wrong type, and the graph does not load (1.32).
+    """
+    if not any(n.name == w.node and n.op_type == "Conv" for n in model.graph.node):
+        return False
+    after = surgery.consumers(model).get(w.result, [])
+    return surgery.opset(model) < 21 or not any(n.op_type in ("Reshape", "Transpose", "MaxPool") for n in after)
 
 
 def _dequantised_weight(model: onnx.ModelProto, w: Weighted, weight: NDArray[np.float32]) -> onnx.NodeProto:

@@ -23,6 +23,11 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return out
 
 
+def opset(model: onnx.ModelProto) -> int:
+    """Of the standard operators."""
+    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
+
+
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Tensor -> the node that makes it."""
     return {name: node for node in model.graph.node for name in node.output}
