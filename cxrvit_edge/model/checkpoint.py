@@ -70,13 +70,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], NetworkConfig, dict[str, Any]]:
 
 
 def network(tensors: Mapping[str, Tensor], config: NetworkConfig, *, name: str = "checkpoint") -> TriageNet:
-    """The network in eval mode, float32 arithmetic on the stored weights. Heads that only train may be absent."""
+    """The network in eval mode, float32 arithmetic on the stored weights. A head that it never reads may be absent."""
     net = TriageNet(config)
     own = net.state_dict()
     if other := [k for k, v in tensors.items() if k in own and v.shape != own[k].shape]:
         raise BundleError(f"{name}: weights do not fit preset {config.preset!r}: other shapes in {other[:3]}")
     missing, unexpected = net.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    missing = [k for k in missing if not k.startswith("pcam.") and not k.endswith("num_batches_tracked")]
+    spare = () if net.weighing else ("pcam.",)
+    missing = [k for k in missing if not k.startswith(spare) and not k.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise BundleError(
             f"{name}: weights do not fit preset {config.preset!r}: "

@@ -23,13 +23,25 @@ FINDINGS = (  # the ten CheXpert findings of the paper, section 4.1
     "support_devices",
 )
 
+BASELINES = ("densenet121", "resnet50", "resnet152", "vit", "hybrid")
+SEGMENTERS = ("unet", "adain")
+NETWORKS = ("cxrvit", *BASELINES, *SEGMENTERS)
+CORPORA = {  # findings whose PCAM maps weigh the corpus; Table 9: none, pneumonia, three, all ten
+    "before": (),
+    "after-1": ("pneumonia",),
+    "after-3": ("lung_opacity", "consolidation", "pneumonia"),
+    "after-10": FINDINGS,
+}
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the network of Park, Kim et al. (arXiv 2104.07235, section 3).
+    """Sizes of the network of Park, Kim et al. (arXiv 2104.07235, section 3), or of a network it is compared with.
 
     width, layers, heads: the transformer; map_widths: channels after the first three upsizing blocks of the map head
     (the fourth gives the map); lung_widths: channels of the lung decoder at 32, 64, 128 and 256 pixels.
+    stride: pixels a token stands for; 32 is the corpus itself, 64 a stride of 2 in the patch embedding (Table 9, 1024
+    pixels); corpus: one of CORPORA; network: one of NETWORKS, of which "cxrvit" alone is exported.
     """
 
     preset: str
@@ -44,12 +56,20 @@ class NetworkConfig:
     map_widths: tuple[int, ...] = (128, 64, 32)
     lung_widths: tuple[int, ...] = (96, 64, 32, 16)
     folded: bool = False  # BatchNorm that follows a convolution is folded into it: the form that is exported
+    corpus: str = "before"
+    network: str = "cxrvit"
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
             raise UsageError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.stride < 1 or self.image_size % self.stride:
+        if self.stride < 32 or self.stride % 32:
+            raise UsageError(f"stride {self.stride}: the corpus has one of 32; use a multiple of it")
+        if self.image_size % self.stride:
             raise UsageError(f"image_size {self.image_size} is not a multiple of {self.stride}")
+        if self.corpus not in CORPORA:
+            raise UsageError(f"corpus {self.corpus!r}: choose one of {', '.join(CORPORA)}")
+        if self.network not in NETWORKS:
+            raise UsageError(f"network {self.network!r}: choose one of {', '.join(NETWORKS)}")
 
     @property
     def grid(self) -> int:
@@ -70,10 +90,11 @@ class NetworkConfig:
         return cls(**fixed)
 
 
-PRESETS = {
+PRESETS = {  # Table 9: paper, medium and small
     "paper": NetworkConfig("paper", layers=12, heads=12, width=768, map_widths=(256, 128, 64)),
     "edge": NetworkConfig("edge", layers=2, heads=6, width=384),  # ours: heads of 64, which fused kernels want
-    "small": NetworkConfig("small", layers=2, heads=4, width=768, map_widths=(256, 128, 64)),  # Table 9
+    "medium": NetworkConfig("medium", layers=4, heads=8, width=768, map_widths=(256, 128, 64)),
+    "small": NetworkConfig("small", layers=2, heads=4, width=768, map_widths=(256, 128, 64)),
 }
 
 

@@ -16,10 +16,18 @@ class PCAM(nn.Module):
         super().__init__()
         self.classifier = nn.Conv2d(channels, findings, 1)
 
+    def maps(self, features: Tensor) -> Tensor:
+        """Probability of each finding at each position (B, K, H, W)."""
+        return self.classifier(features).sigmoid()
+
+    def weights(self, maps: Tensor) -> Tensor:
+        """(B, K, HW), each map's sum 1."""
+        flat = maps.flatten(2)
+        return flat / flat.sum(-1, keepdim=True).clamp_min(1e-6)
+
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        maps = self.classifier(features).sigmoid()  # (B, K, H, W)
-        weights = maps.flatten(2)  # (B, K, HW)
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
-        pooled = weights @ features.flatten(2).transpose(1, 2)  # (B, K, C)
+        maps = self.maps(features)
+        pooled = self.weights(maps) @ features.flatten(2).transpose(1, 2)  # (B, K, C)
         weight = self.classifier.weight.flatten(1)  # (K, C)
+        assert self.classifier.bias is not None
         return (pooled * weight).sum(-1) + self.classifier.bias, maps

@@ -42,10 +42,12 @@ class Encoder(nn.Module):
     A grid other than the one trained for gets its position embedding resampled (training at a lower resolution).
     """
 
-    def __init__(self, channels: int, width: int, layers: int, heads: int, mlp_ratio: int, grid: int) -> None:
+    def __init__(
+        self, channels: int, width: int, layers: int, heads: int, mlp_ratio: int, grid: int, *, stride: int = 1
+    ) -> None:
         super().__init__()
         self.grid = grid
-        self.embed = nn.Conv2d(channels, width, 1)
+        self.embed = nn.Conv2d(channels, width, 1, stride=stride)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(torch.zeros(1, grid * grid + 1, width))
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
@@ -58,7 +60,10 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, corpus: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(corpus)  # (B, D, g, g)
+        return self.encode(self.embed(corpus))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded patches (B, D, g, g) -> as forward."""
         b, d, gh, gw = x.shape
         x = x.flatten(2).transpose(1, 2)  # (B, g*g, D)
         x = torch.cat([self.class_token.expand(b, -1, -1), x], 1)  # (B, 1 + g*g, D)

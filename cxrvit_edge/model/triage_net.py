@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from cxrvit_edge.model.config import NetworkConfig
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model.config import CORPORA, NetworkConfig
 from cxrvit_edge.model.densenet import CHANNELS, DenseNet121
 from cxrvit_edge.model.lungs import LungDecoder
 from cxrvit_edge.model.pcam import PCAM
@@ -24,26 +25,73 @@ class TriageLogits(NamedTuple):
 
 
 class TriageNet(nn.Module):
-    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2); maps in 0-1."""
+    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2); maps in 0-1.
+
+    With a stride of 64 the severity map is (B, 1, H/4, W/4).
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        if config.network != "cxrvit":
+            raise UsageError(f"{config.network}: a network to compare with, not to triage with; name a cxrvit")
         self.config = config
+        self.weighing = [config.findings.index(name) for name in CORPORA[config.corpus]]
         channels = CHANNELS.s32
         self.backbone = DenseNet121(folded=config.folded)
         self.pcam = PCAM(channels, len(config.findings))
-        self.encoder = Encoder(channels, config.width, config.layers, config.heads, config.mlp_ratio, config.grid)
+        self.encoder = Encoder(
+            channels * max(1, len(self.weighing)),
+            *(config.width, config.layers, config.heads, config.mlp_ratio, config.grid),
+            stride=config.stride // 32,
+        )
         self.diagnosis = nn.Linear(config.width, len(config.classes))
         self.severity = MapHead(config.width, config.map_widths, folded=config.folded)
         self.lungs = LungDecoder(config.lung_widths, folded=config.folded)
 
     def training_forward(self, image: Tensor) -> TriageLogits:
         features = self.backbone(image)
-        token, tokens = self.encoder(features.s32)
+        token, tokens = self.encoder(self.corpus(features.s32))
         findings, _ = self.pcam(features.s32)
         return TriageLogits(self.diagnosis(token), self.severity(tokens), self.lungs(features), findings)
 
+    def find(self, image: Tensor) -> Tensor:
+        """Logits of the findings (B, 10): what the backbone is trained on."""
+        logits: Tensor = self.pcam(self.backbone(image).s32)[0]
+        return logits
+
+    def embed(self, image: Tensor) -> Tensor:
+        """The class token after the encoder (B, D)."""
+        token: Tensor = self.encoder(self.corpus(self.backbone(image).s32))[0]
+        return token
+
+    def diagnose(self, image: Tensor) -> Tensor:
+        """Logits of the classes (B, 3)."""
+        logits: Tensor = self.diagnosis(self.embed(image))
+        return logits
+
+    def grade(self, image: Tensor) -> Tensor:
+        """Logits of the severity map (B, 1, H/2, W/2)."""
+        logits: Tensor = self.severity(self.encoder(self.corpus(self.backbone(image).s32))[1])
+        return logits
+
+    def segment(self, image: Tensor) -> Tensor:
+        """Logits of the lung masks (B, 2, H/2, W/2)."""
+        logits: Tensor = self.lungs(self.backbone(image))
+        return logits
+
+    def corpus(self, features: Tensor) -> Tensor:
+        """(B, C, g, g) as it is, or weighed by the PCAM map of each finding of config.corpus: (B, K C, g, g).
+
+        A map's mean is 1, so that weighed features are as large as the others (ours; section 5.6.2 does not say).
+        """
+        if not self.weighing:
+            return features
+        b, _, gh, gw = features.shape
+        weights = self.pcam.weights(self.pcam.maps(features))[:, self.weighing] * (gh * gw)  # (B, K, g g)
+        weights = weights.view(b, -1, gh, gw)
+        return (weights[:, :, None] * features[:, None]).flatten(1, 2)
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.backbone(image)
-        token, tokens = self.encoder(features.s32)
+        token, tokens = self.encoder(self.corpus(features.s32))
         return self.diagnosis(token), self.severity(tokens).sigmoid(), self.lungs(features).sigmoid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,23 +22,33 @@ def test_a_config_survives_a_header(name: str) -> None:
 
 def test_presets_are_the_papers_and_ours() -> None:
     sizes = {name: (c.layers, c.heads, c.width, c.mlp_ratio, c.grid) for name, c in PRESETS.items()}
-    assert sizes == {"paper": (12, 12, 768, 4, 16), "edge": (2, 6, 384, 4, 16), "small": (2, 4, 768, 4, 16)}
+    assert sizes.pop("edge") == (2, 6, 384, 4, 16)
+    assert sizes == {"paper": (12, 12, 768, 4, 16), "medium": (4, 8, 768, 4, 16), "small": (2, 4, 768, 4, 16)}
     assert PRESETS["edge"].width // PRESETS["edge"].heads == 64
     assert CLASSES == ("normal", "other_infection", "covid19")
     assert len(set(FINDINGS)) == 10
 
 
 def test_an_unknown_preset_is_named_with_the_choice() -> None:
-    with pytest.raises(UsageError, match=r"'huge'.*paper, edge, small"):
+    with pytest.raises(UsageError, match=r"'huge'.*paper, edge, medium, small"):
         preset("huge")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "word"), [({"heads": 5}, "heads 5"), ({"heads": 0}, "heads 0"), ({"image_size": 500}, "image_size 500")]
+    ("wrong", "word"),
+    [
+        ({"heads": 5}, "heads 5"),
+        ({"heads": 0}, "heads 0"),
+        ({"image_size": 500}, "image_size 500"),
+        ({"stride": 16}, "stride 16"),
+        ({"stride": 48}, "stride 48"),
+        ({"corpus": "after-2"}, "corpus 'after-2'.*before, after-1"),
+        ({"network": "vgg"}, "network 'vgg'.*cxrvit, densenet121"),
+    ],
 )
-def test_sizes_that_cannot_be_built_are_refused(wrong: dict[str, int], word: str) -> None:
+def test_what_cannot_be_built_is_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        replace(PRESETS["edge"], **wrong)  # type: ignore[arg-type]
+        replace(PRESETS["edge"], **wrong)
 
 
 def test_unknown_fields_are_named() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import PRESETS, preset
 from cxrvit_edge.model.triage_net import TriageNet
 
@@ -45,6 +47,46 @@ def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet) ->
     torch.testing.assert_close(out.severity.sigmoid(), severity_map)
     torch.testing.assert_close(out.lungs.sigmoid(), lung_mask)
     assert out.findings.shape == (2, 10)
+
+
+def test_each_task_alone_gives_what_all_of_them_give(edge: TriageNet) -> None:
+    image = torch.randn(2, 1, 64, 64)
+    with torch.inference_mode():
+        out = edge.training_forward(image)
+        torch.testing.assert_close(edge.diagnose(image), out.logits)
+        torch.testing.assert_close(edge.grade(image), out.severity)
+        torch.testing.assert_close(edge.segment(image), out.lungs)
+        torch.testing.assert_close(edge.find(image), out.findings)
+        torch.testing.assert_close(edge.diagnosis(edge.embed(image)), out.logits)
+
+
+SMALL = replace(preset("edge"), layers=1, heads=2, width=16, image_size=64, map_widths=(8, 4, 4), lung_widths=(4,) * 4)
+
+
+@pytest.mark.parametrize(("corpus", "maps"), [("after-1", 1), ("after-3", 3), ("after-10", 10)])
+def test_a_corpus_after_pcam_is_the_features_times_each_findings_map(corpus: str, maps: int) -> None:
+    net = TriageNet(replace(SMALL, corpus=corpus)).eval()
+    features = torch.rand(2, 1024, 3, 4)
+    with torch.inference_mode():
+        weighed = net.corpus(features).view(2, maps, 1024, 3, 4)
+        logits, _ = net.pcam(features)
+        pooled = weighed.mean((3, 4))  # a map's mean is 1: this is PCAM's own pooling
+        judged = (pooled * net.pcam.classifier.weight.flatten(1)[net.weighing]).sum(-1)
+    assert net.pcam.classifier.bias is not None
+    torch.testing.assert_close(judged + net.pcam.classifier.bias[net.weighing], logits[:, net.weighing])
+    assert net.diagnose(torch.randn(1, 1, 64, 64)).shape == (1, 3)
+
+
+def test_twice_the_stride_keeps_the_grid() -> None:
+    net = TriageNet(replace(SMALL, image_size=128, stride=64)).eval()
+    assert net.config.grid == 2 and net.encoder.position.shape == (1, 5, 16)
+    logits, severity, lungs = net(torch.randn(1, 1, 128, 128))
+    assert (logits.shape, severity.shape, lungs.shape) == ((1, 3), (1, 1, 32, 32), (1, 2, 64, 64))
+
+
+def test_a_baseline_is_not_built_as_ours() -> None:
+    with pytest.raises(UsageError, match="resnet50: a network to compare with"):
+        TriageNet(replace(SMALL, network="resnet50"))
 
 
 def test_a_film_does_not_see_its_neighbours_in_the_batch(edge: TriageNet) -> None:
