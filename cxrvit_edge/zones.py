@@ -5,6 +5,8 @@ Zones are rows upper, middle, lower and columns image-left, image-right lung.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,11 +71,17 @@ def zone_masks(lung_mask: NDArray[np.floating], *, threshold: float = 0.5) -> ND
     return zones
 
 
-def severity_array(severity_map: NDArray[np.floating], zones: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """ROI max pooling: map (h, w) in [0, 1] and zones (3, 2, h, w) -> array (3, 2) in [0, 1]; its sum is the score."""
+def severity_array(
+    severity_map: NDArray[np.floating], zones: NDArray[np.bool_], *, pooling: Literal["max", "average"] = "max"
+) -> NDArray[np.float32]:
+    """ROI pooling: map (h, w) in [0, 1] and zones (3, 2, h, w) -> array (3, 2) in [0, 1]; its sum is the score.
+
+    A zone is its largest value, or its mean (the ablation of Table 10); one without a pixel is 0.
+    """
     out = np.zeros((3, 2), np.float32)
     for zone in range(3):
         for side in range(2):
             inside = severity_map[zones[zone, side]]
-            out[zone, side] = inside.max() if inside.size else 0.0
+            if inside.size:
+                out[zone, side] = inside.max() if pooling == "max" else inside.mean()
     return out

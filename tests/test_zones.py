@@ -159,6 +159,20 @@ def test_what_lies_outside_the_lungs_does_not_count() -> None:
     np.testing.assert_array_equal(severity_array(severity_map, zones), expected)
 
 
+def test_average_pooling_is_the_mean_of_each_zone() -> None:
+    masks = np.stack([box((64, 64), 8, 56, 4, 28), box((64, 64), 8, 56, 36, 60)]).astype(np.float32)
+    zones = zone_masks(masks)
+    assert zones is not None
+    severity_map = np.zeros((64, 64), np.float32)
+    severity_map[8:18, 4:28] = 0.5  # half of the upper zone (rows 8 to 27), image-left
+    expected = np.zeros((3, 2), np.float32)
+    expected[0, 0] = 0.25
+    np.testing.assert_allclose(severity_array(severity_map, zones, pooling="average"), expected)
+    assert severity_array(severity_map, zones)[0, 0] == 0.5
+    zones[1, 1] = False
+    assert severity_array(severity_map, zones, pooling="average")[1, 1] == 0  # of no pixel there is no mean
+
+
 def test_extent_of_lungs() -> None:
     """Pixels of either lung over all pixels; the mean of the mask values that count."""
     masks = np.zeros((2, 10, 10), np.float32)
