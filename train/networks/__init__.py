@@ -1,0 +1,1 @@
+"""Networks that the paper compares with or builds on; none of them is exported."""
