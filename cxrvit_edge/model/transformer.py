@@ -65,13 +65,18 @@ class Encoder(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded patches (B, D, g, g) -> as forward."""
         b, d, gh, gw = x.shape
-        x = x.flatten(2).transpose(1, 2)  # (B, g*g, D)
-        x = torch.cat([self.class_token.expand(b, -1, -1), x], 1)  # (B, 1 + g*g, D)
-        x = x + self._positions(gh, gw)
+        x = self.sequence(x)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
         return x[:, 0], x[:, 1:].transpose(1, 2).reshape(b, d, gh, gw)
+
+    def sequence(self, x: Tensor) -> Tensor:
+        """Embedded patches (B, D, g, g) -> what the first block sees (B, 1 + g*g, D): class token first, positions."""
+        b, _, gh, gw = x.shape
+        x = x.flatten(2).transpose(1, 2)  # (B, g*g, D)
+        x = torch.cat([self.class_token.expand(b, -1, -1), x], 1)  # (B, 1 + g*g, D)
+        return x + self._positions(gh, gw)
 
     def _positions(self, gh: int, gw: int) -> Tensor:
         if (gh, gw) == (self.grid, self.grid):

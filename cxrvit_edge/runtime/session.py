@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,4 +39,16 @@ class Session(Protocol):
 
     def run(self, batch: Float32) -> Outputs:
         """batch (B, 1, S, S) float32, C-contiguous. Not for two threads at once. EngineError if the back end fails."""
+        ...
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """A session that can also say which patches spoke for a class; those of a graph cannot, they have no gradients."""
+
+    def explain(self, batch: Float32, classes: Sequence[int]) -> Float32:
+        """batch (B, 1, S, S) and a class an image -> relevance (B, g, g), 0 or more, to be compared within a map.
+
+        Not for two threads at once. EngineError if the back end fails.
+        """
         ...

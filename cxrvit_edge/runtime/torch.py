@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cxrvit_edge.errors import EngineError
@@ -44,3 +45,16 @@ class TorchSession:
         except (RuntimeError, ValueError, TypeError) as error:
             raise EngineError(f"torch failed on a batch of shape {batch.shape} ({error})") from error
         return Outputs(*(v.float().cpu().numpy() for v in values))
+
+    def explain(self, batch: Float32, classes: Sequence[int]) -> Float32:
+        """Relevance of each patch to a class an image, by relevance propagation: see session.Explainer."""
+        import torch
+
+        from cxrvit_edge.model.relevance import relevance
+
+        try:
+            maps = relevance(self._net, torch.from_numpy(batch).to(self._device), torch.tensor(classes))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EngineError(f"torch failed to explain a batch of shape {batch.shape} ({error})") from error
+        values: Float32 = maps.cpu().numpy()
+        return values
