@@ -25,6 +25,7 @@ class Record:
     lungs: path of a lung mask at the size of the image; lungs_kind names its convention
     opacity: path of a mask of what a radiologist outlined (ground glass, consolidation) at the size of the image
     day: days from the patient's first image or from onset, for the course over time
+    inverted: the file's pixels are the stored values of a MONOCHROME1 image: brighter is less dense
     reuse: licence class; weights that are published are trained on some of them only
     sex: female, male or unknown
     """
@@ -43,5 +44,6 @@ class Record:
     lungs_kind: str | None = None
     opacity: Path | None = None
     day: float | None = None
+    inverted: bool = False
     reuse: str = "yes"
     sex: str = "unknown"
