@@ -1,69 +1,37 @@
-"""Predictions of a network over records, and the figures the paper reports (section 4.4), with intervals."""
+"""The figures the paper reports (section 4.4), with intervals, of predictions and of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import Estimate, auc, cluster_bootstrap, delong, dice, mean_auc, severity
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, dice, mean_auc, severity
 from cxrvit_edge.model.config import CLASSES
-from cxrvit_edge.model.triage_net import TriageNet
-from cxrvit_edge.zones import severity_array, zone_masks
 from train.data.record import Record
-from train.loader import Loader
+from train.diagnosis_eval import diagnosis, findings, rates, thresholds
+from train.intervals import DRAWS, number, plain
+from train.predict import Networks, Pooling, Predictions, predict, predict_files
+from train.runs import Run, combine, find_weights, is_bundle, load_run
+from train.severity_eval import CUTS, brixia_scores, severity_figures, training_mean
 
+__all__ = ["Predictions", "brixia_scores", "dice", "evaluate_run", "figures_of", "predict", "report", "summary"]
+
+SCHEMA = 1
 LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """records (N), logits (N, 3), zones (N, 3, 2) with NaN where no lungs were found, dice (N,) NaN where unknown."""
-
-    records: Sequence[Record]
-    logits: NDArray[np.float32]
-    zones: NDArray[np.float32]
-    lung_dice: NDArray[np.float32]
-
-    @property
-    def probabilities(self) -> NDArray[np.float64]:
-        z = self.logits.astype(np.float64)
-        z = np.exp(z - z.max(1, keepdims=True))
-        return z / z.sum(1, keepdims=True)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return np.array([-1 if r.label is None else r.label for r in self.records])
-
-
-def predict(net: TriageNet, loader: Loader) -> Predictions:
-    logits, zones, dices = [], [], []
-    with torch.inference_mode():
-        for batch in loader.epoch(0):
-            out = net(batch.image.contiguous(memory_format=torch.channels_last))
-            logits.append(out[0].float().cpu().numpy())
-            maps, lungs = out[1].float().cpu().numpy(), out[2].float().cpu().numpy()
-            for i in range(len(maps)):
-                found = zone_masks(lungs[i])
-                zones.append(np.full((3, 2), np.nan) if found is None else severity_array(maps[i, 0], found))
-                truth = batch.lungs[i].numpy().max(0) >= 0.5
-                dices.append(dice(lungs[i].max(0) >= 0.5, truth) if bool(batch.has_lungs[i]) else np.nan)
-    return Predictions(
-        [loader.records[i] for i in loader.index],
-        np.concatenate(logits),
-        np.stack(zones).astype(np.float32),
-        np.array(dices, np.float32),
-    )
-
-
-def brixia_scores(records: Sequence[Record], threshold: float = 1.0) -> NDArray[np.float64]:
-    """(N,) zones of 0-3 at or over `threshold`, counted: the paper's 0-6 score; NaN where unknown."""
-    return np.array([np.nan if r.brixia is None else float((r.brixia >= threshold).sum()) for r in records], np.float64)
+CAVEAT = (
+    "Source and label are confounded in public data: nearly all normal films come from one collection, nearly all "
+    "COVID-19 films from others, and a network can score high by recognising the source (border, text, window, "
+    "format). A high AUC here is no evidence of clinical performance; figures inside one source are closer to it. "
+    "Research use only."
+)
 
 
 def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float]:
@@ -72,8 +40,7 @@ def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float
     nih = np.array([r.source == "nih" for r in p.records]) & known
     out = {"auc": mean_auc(p.labels[known], p.probabilities[known])}
     out["auc_nih_other"] = auc(p.labels[nih] == 1, p.probabilities[nih, 1] - p.probabilities[nih, 0])
-    truth = brixia_scores(p.records, brixia_threshold)
-    score = p.zones.sum((1, 2)).astype(np.float64)
+    truth, score = brixia_scores(p.records, brixia_threshold), p.scores
     scored = np.isfinite(truth) & np.isfinite(score)
     if scored.any():
         out["severity_mse"] = severity(truth[scored], score[scored]).mse
@@ -86,7 +53,7 @@ def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float
 
 
 def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
-    """The paper's figures (section 4.4) with 95 % intervals, as plain values for JSON.
+    """What a bundle's manifest keeps of its evaluation, with 95 % intervals, as plain values for JSON.
 
     Pooled, and inside each source that has five images of two classes; sensitivity, specificity and accuracy at the
     operating points; severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
@@ -94,79 +61,221 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
     known = np.flatnonzero(p.labels >= 0)
     labels = p.labels[known]
     patients = [p.records[int(i)].patient for i in known]
-    sources = np.array([p.records[int(i)].source for i in known])
     scaled = p.logits[known].astype(np.float64) / temperature
     probabilities = np.exp(scaled - scaled.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
     out: dict[str, Any] = {"images": len(p.records), "labelled": len(known), "patients": len(set(patients))}
-    out["auc"] = {name: _plain(delong(labels == k, probabilities[:, k])) for k, name in enumerate(CLASSES)}
-    out["auc"]["mean"] = _plain(cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients))
-    within: dict[str, Any] = {}
-    for source in sorted(set(sources)):
-        chosen = np.flatnonzero(sources == source)
-        present = sorted(set(labels[chosen]))
-        for a, b in combinations(present, 2):
-            pair = chosen[np.isin(labels[chosen], (a, b))]
-            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
-            if min(counts) < LEAST_IMAGES:
-                continue
-            margin = scaled[pair, b] - scaled[pair, a]
-            interval = cluster_bootstrap(
-                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
-                [patients[int(i)] for i in pair],
-            )
-            within[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**_plain(interval), "images": counts}
-    out["auc_within_source"] = within
-    out["operating_points"] = {
-        name: _at_threshold(labels == k, probabilities[:, k] >= operating_points[name])
-        for k, name in enumerate(CLASSES)
-    }
-    out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in (1.0, 2.0)}
-    kinds = sorted({r.lungs_kind for r in p.records if r.lungs_kind})
-    out["lung_dice"] = {kind: _dice(p, kind) for kind in kinds}
+    out["auc"] = {name: plain(delong(labels == k, probabilities[:, k])) for k, name in enumerate(CLASSES)}
+    out["auc"]["mean"] = plain(cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients))
+    out["auc_within_source"] = within_source([p.records[int(i)] for i in known], scaled)
+    out["operating_points"] = {}
+    for k, name in enumerate(CLASSES):
+        found = rates(labels == k, probabilities[:, k], operating_points[name])
+        out["operating_points"][name] = dict(
+            zip(("sensitivity", "specificity", "accuracy"), map(number, found), strict=True)
+        )
+    out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in CUTS}
+    out["lung_dice"] = lung_dice(p)
     out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())
     return out
 
 
-def _number(value: float) -> float | None:
-    """Four decimals; None for what is not defined, since JSON has no NaN."""
-    return round(float(value), 4) if np.isfinite(value) else None
+def within_source(records: Sequence[Record], logits: NDArray[np.float64], *, draws: int = DRAWS) -> dict[str, Any]:
+    """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away."""
+    labels = np.array([-1 if r.label is None else r.label for r in records])
+    sources = np.array([r.source for r in records])
+    out: dict[str, Any] = {}
+    for source in sorted(set(sources)):
+        chosen = np.flatnonzero(sources == source)
+        for a, b in combinations(sorted(set(labels[chosen])), 2):
+            pair = chosen[np.isin(labels[chosen], (a, b))]
+            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
+            if min(counts) < LEAST_IMAGES:
+                continue
+            margin = logits[pair, b] - logits[pair, a]
+            interval = cluster_bootstrap(
+                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
+                [records[int(i)].patient for i in pair],
+                draws=draws,
+            )
+            out[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**plain(interval), "images": counts}
+    return out
 
 
-def _plain(e: Estimate) -> dict[str, float | None]:
-    return {"value": _number(e.value), "low": _number(e.low), "high": _number(e.high)}
-
-
-def _at_threshold(positive: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> dict[str, float | None]:
-    def share(hits: NDArray[np.bool_]) -> float | None:
-        return _number(hits.mean()) if hits.size else None
-
-    return {
-        "sensitivity": share(flagged[positive]),
-        "specificity": share(~flagged[~positive]),
-        "accuracy": share(flagged == positive),
-    }
+def lung_dice(p: Predictions, *, draws: int = DRAWS) -> dict[str, Any]:
+    """Mean Dice of the union of both lungs by mask convention, with an interval over patients."""
+    out = {}
+    for kind in sorted({r.lungs_kind for r in p.records if r.lungs_kind}):
+        chosen = [i for i, r in enumerate(p.records) if r.lungs_kind == kind]
+        values = p.lung_dice[chosen]
+        interval = cluster_bootstrap(
+            lambda i, values=values: float(values[i].mean()),  # type: ignore[misc]
+            [p.records[i].patient for i in chosen],
+            draws=draws,
+        )
+        out[kind] = {"images": len(chosen), **plain(interval)}
+    return out
 
 
 def _severity(p: Predictions, threshold: float) -> dict[str, Any]:
-    """Score against counted Brixia zones, beside the best constant."""
-    truth, score = brixia_scores(p.records, threshold), p.zones.sum((1, 2)).astype(np.float64)
+    """Score against counted Brixia zones, beside the best constant of these very images."""
+    truth, score = brixia_scores(p.records, threshold), p.scores
     scored = np.flatnonzero(np.isfinite(truth) & np.isfinite(score))
     if scored.size == 0:
         return {"images": 0}
     t, s = truth[scored], score[scored]
     mse = cluster_bootstrap(lambda i: float(((t[i] - s[i]) ** 2).mean()), [p.records[int(i)].patient for i in scored])
-    figures = {k: _number(v) for k, v in asdict(severity(t, s)).items()}
+    figures = {k: number(v) for k, v in asdict(severity(t, s)).items()}
     return {
         "images": int(scored.size),
         **figures,
-        "mse_interval": _plain(mse),
+        "mse_interval": plain(mse),
         "mse_constant": round(float(t.var()), 4),
     }
 
 
-def _dice(p: Predictions, kind: str) -> dict[str, Any]:
-    chosen = [i for i, r in enumerate(p.records) if r.lungs_kind == kind]
-    values = p.lung_dice[chosen]
-    interval = cluster_bootstrap(lambda i: float(values[i].mean()), [p.records[i].patient for i in chosen])
-    return {"images": len(chosen), **_plain(interval)}
+def groups(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
+    """Rows by source, by view and by both; "AP, all" is AP with AP Supine, as the paper's AP."""
+    out: dict[str, dict[str, list[int]]] = {"source": {}, "view": {}, "source and view": {}}
+    for i, r in enumerate(records):
+        views = [r.view, "AP, all"] if r.view in ("AP", "AP Supine") else [r.view]
+        out["source"].setdefault(r.source, []).append(i)
+        for view in views:
+            out["view"].setdefault(view, []).append(i)
+            out["source and view"].setdefault(f"{r.source}, {view}", []).append(i)
+    return {kind: dict(sorted(rows.items())) for kind, rows in out.items()}
+
+
+def _part(p: Predictions, rows: Sequence[int]) -> Predictions:
+    index = np.asarray(rows, np.intp)
+    said = None if p.findings is None else p.findings[index]
+    return Predictions([p.records[i] for i in rows], p.logits[index], p.zones[index], p.lung_dice[index], said)
+
+
+def figures_of(
+    p: Predictions,
+    tasks: Sequence[str],
+    *,
+    fixed: Mapping[str, float] | None = None,
+    constants: Mapping[float, float] | None = None,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """Every figure of P10 that `tasks` give, as plain values for JSON.
+
+    fixed: thresholds chosen on val; constants: a constant predictor's score by Brixia cut. Diagnosis and severity are
+    given pooled and under `groups`.
+    """
+    constants = constants or {}
+    patients = [r.patient for r in p.records]
+    out: dict[str, Any] = {"images": len(p.records), "patients": len(set(patients)), "tasks": list(tasks)}
+
+    def of(part: Predictions) -> dict[str, Any]:
+        found: dict[str, Any] = {"images": len(part.records)}
+        if "diagnosis" in tasks:
+            known = np.flatnonzero(part.labels >= 0)
+            named = [part.records[int(i)].patient for i in known]
+            found["diagnosis"] = diagnosis(part.labels[known], part.probabilities[known], named, fixed, draws=draws)
+        if "severity" in tasks:
+            found["severity"] = {
+                f"brixia>={t:g}": severity_figures(part, t, constants.get(t, float("nan")), draws=draws) for t in CUTS
+            }
+        return found
+
+    out |= of(p)
+    out["groups"] = {
+        kind: {name: of(_part(p, rows)) for name, rows in parts.items()} for kind, parts in groups(p.records).items()
+    }
+    if "diagnosis" in tasks:
+        known = np.flatnonzero(p.labels >= 0)
+        named = [p.records[int(i)] for i in known]
+        out["auc_within_source"] = within_source(named, p.logits[known].astype(np.float64), draws=draws)
+    if "findings" in tasks and p.findings is not None:
+        out["findings"] = findings(np.stack([r.findings for r in p.records]), p.findings, patients, draws=draws)
+    if "lungs" in tasks:
+        out["lung_dice"] = lung_dice(p, draws=draws)
+    if "severity" in tasks:
+        out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())
+    return out
+
+
+def evaluate_run(
+    run: Path,
+    records: Sequence[Record],
+    *,
+    split: str = "test",
+    severity: Path | None = None,
+    lungs: Path | None = None,
+    pooling: Pooling | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    batch: int = 8,
+    draws: int = DRAWS,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Figures of a run on `split` of `records`; evaluation-<split>.json is written into `out`, else the run's folder.
+
+    run: a run's folder, its .safetensors, or a bundle's folder (which needs `out`: a bundle holds nothing else);
+    severity, lungs: runs that give what `run` lacks. pooling: of zones, else as the severity run was trained.
+    records: all splits; thresholds are chosen on val, the constant severity is the training split's mean.
+    UsageError if there is nothing to evaluate; InputError if an image cannot be read.
+    """
+    chosen = [r for r in records if r.split == split]
+    if not chosen:
+        raise UsageError(f"no image in the {split} split; name another --split, or --data that has one")
+    if out is None and is_bundle(run):
+        raise UsageError(f"{run}: a bundle's files are sealed; name --out for the evaluation")
+    folder = out or find_weights(run).parent
+    main = load_run(run, device)
+    others = (None if path is None else load_run(path, device) for path in (severity, lungs))
+    networks, given, lungs_from = combine(main, *others)
+    pooled: Pooling = pooling or given.get("severity", main).pooling
+    tasks = _useful(networks, chosen)
+
+    def measure(part: str) -> Predictions:
+        return predict_files(
+            tasks if part == split else Networks(diagnosis=tasks.diagnosis, preprocessing=tasks.preprocessing),
+            [r for r in records if r.split == part],
+            batch=batch,
+            pooling=pooled,
+            progress=lambda done, n: say(f"{part}: {done} of {n} images") if done == n or done % 80 < batch else None,
+        )
+
+    p = measure(split)
+    fixed = None
+    if tasks.diagnosis is not None and any(r.split == "val" for r in records):
+        v = p if split == "val" else measure("val")
+        known = v.labels >= 0
+        fixed = thresholds(v.labels[known], v.probabilities[known])
+    trained_on = sorted(main.sources)
+    constants = {t: training_mean(_learned_from(records, given.get("severity", main)), t) for t in CUTS}
+    sources = sorted({r.source for r in chosen})
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "split": split,
+        "run": main.described(),
+        "with": {task: r.described() for task, r in given.items() if r is not main},
+        "measured_on": f"{split} split of {', '.join(sources)}, {len(chosen)} images",
+        "sources": {s: sum(r.source == s for r in chosen) for s in sources},
+        "external": None if not trained_on else not set(sources) & set(trained_on),
+        "caveat": CAVEAT,
+        "pooling": pooled,
+        "lungs_from": lungs_from if tasks.severity is not None else None,
+        **figures_of(p, tasks.tasks, fixed=fixed, constants=constants, draws=draws),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"evaluation-{split}.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    say(f"wrote {path}")
+    return result
+
+
+def _useful(n: Networks, records: Sequence[Record]) -> Networks:
+    """Without the findings' head where no record has findings: it costs a second pass of the trunk."""
+    if n.findings is None or any(np.isfinite(r.findings).any() for r in records):
+        return n
+    return Networks(n.diagnosis, n.severity, n.lungs, None, n.preprocessing)
+
+
+def _learned_from(records: Sequence[Record], run: Run) -> list[Record]:
+    """Those of the sources that the run names as its own; all, if it names none."""
+    return [r for r in records if not run.sources or r.source in run.sources]

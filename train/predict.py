@@ -1,0 +1,274 @@
+"""What networks say of records: logits, severity arrays, Dice of the lungs, findings."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.metrics import dice
+from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
+from cxrvit_edge.radiograph import Radiograph, read
+from cxrvit_edge.zones import severity_array, zone_masks
+from train.data.masks import read_lungs
+from train.data.record import Record
+
+Pooling = Literal["max", "average"]
+Float32 = NDArray[np.float32]
+TASKS = ("diagnosis", "severity", "lungs", "findings")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Up to one network a task, in eval mode; one with all heads may serve several. preprocessing is per task.
+
+    diagnosis.diagnose(image) -> (B, 3), severity.grade -> (B, 1, h, w), lungs.segment -> (B, 2, h, w),
+    findings.find -> (B, 10), all of them logits; image (B, 1, S, S).
+    """
+
+    diagnosis: nn.Module | None = None
+    severity: nn.Module | None = None
+    lungs: nn.Module | None = None
+    findings: nn.Module | None = None
+    preprocessing: Mapping[str, PreprocessConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len({c.aspect for c in self.preprocessing.values()}) > 1:
+            raise UsageError("networks trained with aspect 'pad' and 'squash' cannot be combined; train one again")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(t for t in TASKS if getattr(self, t) is not None)
+
+    def config(self, task: str) -> PreprocessConfig:
+        return self.preprocessing.get(task, PreprocessConfig())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """records (N); logits (N, 3); zones (N, 3, 2), NaN where no lungs were found; lung_dice (N,), NaN where unknown;
+    findings: logits (N, 10). NaN throughout where no network gives it."""
+
+    records: Sequence[Record]
+    logits: Float32
+    zones: Float32
+    lung_dice: Float32
+    findings: Float32 | None = None
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        z = self.logits.astype(np.float64)
+        z = np.exp(z - z.max(1, keepdims=True))
+        return z / z.sum(1, keepdims=True)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return np.array([-1 if r.label is None else r.label for r in self.records])
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """(N,) severity, 0-6."""
+        return self.zones.sum((1, 2)).astype(np.float64)
+
+
+class Batch(Protocol):
+    """image (B, 1, S, S); lungs (B, 2, h, w) in 0-1 and has_lungs (B,): the true masks and where there are any."""
+
+    image: Tensor
+    lungs: Tensor
+    has_lungs: Tensor
+
+
+class Batches(Protocol):
+    """What train.loader.Loader is: records, the index of those it gives, and their batches in that order."""
+
+    records: Sequence[Record]
+    index: Sequence[int]
+
+    def epoch(self, epoch: int) -> Iterator[Any]: ...
+
+
+class Outputs(NamedTuple):
+    """Of a batch, where a network gives them: logits (B, 3), maps (B, h, w) and lungs (B, 2, h, w) in 0-1,
+    findings (B, 10)."""
+
+    logits: Float32 | None
+    maps: Float32 | None
+    lungs: Float32 | None
+    findings: Float32 | None
+
+
+def run(networks: Networks, images: Mapping[str, Tensor]) -> Outputs:
+    """Images by task, since networks may differ in size; a network of several tasks is run once where they agree."""
+    n, nets = networks, {id(getattr(networks, task)) for task in TASKS if getattr(networks, task) is not None}
+    with torch.inference_mode():
+        alike = len({id(images[task]) for task in n.tasks}) == 1
+        if n.diagnosis is not None and len(nets) == 1 and alike and n.tasks[:3] == TASKS[:3]:
+            image = _to(images["diagnosis"], n.diagnosis)
+            if n.findings is None:
+                logits, maps, lungs = n.diagnosis(image)
+                return Outputs(_array(logits), _array(maps)[:, 0], _array(lungs), None)
+            logits, maps, lungs, findings = n.diagnosis.training_forward(image)  # type: ignore[operator]
+            return Outputs(_array(logits), _array(maps.sigmoid())[:, 0], _array(lungs.sigmoid()), _array(findings))
+        out: dict[str, Float32 | None] = dict.fromkeys(TASKS)
+        for task, method in zip(TASKS, ("diagnose", "grade", "segment", "find"), strict=True):
+            net = getattr(n, task)
+            if net is not None:
+                given = getattr(net, method)(_to(images[task], net))
+                out[task] = _array(given.sigmoid() if task in ("severity", "lungs") else given)
+    graded = out["severity"]
+    return Outputs(out["diagnosis"], None if graded is None else graded[:, 0], out["lungs"], out["findings"])
+
+
+def _to(image: Tensor, net: nn.Module) -> Tensor:
+    weight = next(net.parameters(), None)
+    moved = image if weight is None else image.to(weight.device)
+    return moved.contiguous(memory_format=torch.channels_last)
+
+
+def _array(t: Tensor) -> Float32:
+    return np.asarray(t.float().cpu().numpy(), np.float32)
+
+
+def predict(network: nn.Module | Networks, loader: Batches, *, pooling: Pooling = "max") -> Predictions:
+    """Of a loader's images, none of them augmented. A network alone is one with all heads (a joint network)."""
+    networks = network if isinstance(network, Networks) else Networks(network, network, network)
+    records = [loader.records[i] for i in loader.index]
+    return _collect(networks, records, ((dict.fromkeys(TASKS, b.image), b) for b in loader.epoch(0)), pooling)
+
+
+def predict_files(
+    networks: Networks,
+    records: Sequence[Record],
+    *,
+    batch: int = 8,
+    pooling: Pooling = "max",
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """The same from the images' files, read and preprocessed as on the edge (a training cache rounds to 8 bits).
+
+    InputError if one cannot be read. workers: reading threads, 0 for one a core, at most 8.
+    """
+    configs = {task: networks.config(task) for task in networks.tasks}
+    distinct = list(dict.fromkeys(configs.values()))
+
+    def batches() -> Iterator[tuple[dict[str, Tensor], Batch]]:
+        done, ahead = 0, films(records, distinct, workers=workers, lungs=True)
+        while group := list(islice(ahead, batch)):
+            tensors = [torch.from_numpy(np.stack([f.tensors[i] for f in group])) for i in range(len(distinct))]
+            lungs = torch.from_numpy(np.stack([f.lungs for f in group]))
+            has = torch.tensor([f.record.lungs is not None for f in group])
+            images = {task: tensors[distinct.index(config)] for task, config in configs.items()}
+            yield images, _Files(next(iter(images.values())), lungs, has)
+            done += len(group)
+            if progress:
+                progress(done, len(records))
+
+    return _collect(networks, list(records), batches(), pooling)
+
+
+@dataclass
+class _Files:
+    image: Tensor
+    lungs: Tensor
+    has_lungs: Tensor
+
+
+def _collect(
+    networks: Networks, records: list[Record], batches: Iterable[tuple[Mapping[str, Tensor], Batch]], pooling: Pooling
+) -> Predictions:
+    logits: list[Float32] = []
+    findings: list[Float32] = []
+    zones, dices = [], []
+    for images, batch in batches:
+        out = run(networks, images)
+        n = len(batch.has_lungs)
+        logits.append(np.full((n, 3), np.nan, np.float32) if out.logits is None else out.logits)
+        if out.findings is not None:
+            findings.append(out.findings)
+        for i in range(n):
+            known = bool(batch.has_lungs[i])
+            truth = batch.lungs[i].numpy() if known else None
+            lungs = truth if out.lungs is None else out.lungs[i]
+            zones.append(array_of(None if out.maps is None else out.maps[i], lungs, pooling))
+            dices.append(np.nan if out.lungs is None or truth is None else _dice(out.lungs[i], truth))
+    return Predictions(
+        records,
+        np.concatenate(logits) if logits else np.zeros((0, 3), np.float32),
+        np.array(zones, np.float32).reshape(-1, 3, 2),
+        np.array(dices, np.float32),
+        np.concatenate(findings) if findings else None,
+    )
+
+
+def array_of(severity_map: Float32 | None, lungs: Float32 | None, pooling: Pooling = "max") -> Float32:
+    """Severity array (3, 2) of a map (h, w) under masks (2, h', w'), brought to the map's grid; NaN without either."""
+    nothing = np.full((3, 2), np.nan, np.float32)
+    if severity_map is None or lungs is None:
+        return nothing
+    found = zone_masks(resized(lungs, severity_map.shape))
+    return nothing if found is None else severity_array(severity_map, found, pooling=pooling)
+
+
+def resized(masks: Float32, shape: tuple[int, ...]) -> Float32:
+    """(2, h, w) -> (2, *shape); as it is where that is its shape."""
+    if masks.shape[1:] == tuple(shape):
+        return masks
+    how = cv2.INTER_AREA if masks.shape[1] > shape[0] else cv2.INTER_LINEAR
+    return np.stack([cv2.resize(m, (shape[1], shape[0]), interpolation=how) for m in masks])
+
+
+def _dice(lungs: Float32, truth: Float32) -> float:
+    """Of the union of both lungs, on the truth's grid."""
+    return dice(resized(lungs, truth.shape[1:]).max(0) >= 0.5, truth.max(0) >= 0.5)
+
+
+class Film(NamedTuple):
+    """tensors: (1, S, S) for each preprocessing; lungs (2, s, s) true masks in 0-1, zeros where there are none."""
+
+    record: Record
+    radiograph: Radiograph
+    geometry: Geometry
+    tensors: list[Float32]
+    lungs: Float32
+
+
+def films(
+    records: Iterable[Record], configs: Sequence[PreprocessConfig], *, workers: int = 0, lungs: bool = False
+) -> Iterator[Film]:
+    """In order, a few read ahead. geometry is that of the first of `configs`; lungs on half its size."""
+    workers = workers or min(8, os.cpu_count() or 1)
+
+    def one(record: Record) -> Film:
+        radiograph = read(record.path)
+        made = [preprocess(radiograph, config) for config in configs]
+        geometry = made[0][1]
+        truth: Float32 = np.zeros((2, geometry.size // 2, geometry.size // 2), np.float32)
+        if lungs and record.lungs is not None:
+            mask = read_lungs(record.lungs, geometry, geometry.size // 2)
+            truth = mask.astype(np.float32) / np.float32(255)
+        return Film(record, radiograph, geometry, [m[0] for m in made], truth)
+
+    rest = iter(records)
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[Film]] = deque(pool.submit(one, r) for r in islice(rest, 2 * workers))
+        try:
+            while ahead:
+                film = ahead.popleft().result()
+                ahead.extend(pool.submit(one, r) for r in islice(rest, 1))
+                yield film
+        finally:
+            for future in ahead:
+                future.cancel()
