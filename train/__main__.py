@@ -1,54 +1,58 @@
-"""`python -m train`: one verb a stage."""
+"""`python -m train`: one verb a stage, and what is made of their weights."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from cxrvit_edge.errors import CxrVitError
+from train import options
 
 app = typer.Typer(help="Train the networks of cxrvit-edge.", no_args_is_help=True, add_completion=False)
 
+STAGES = {
+    "backbone": """Findings through PCAM pooling, on CheXpert or another source of findings.
 
-@app.callback()
-def _verbs() -> None:
-    """Train the networks of cxrvit-edge."""
+    Example: python -m train backbone --preset paper --data CheXpert-v1.0-small --out runs/backbone""",
+    "diagnosis": """Normal, other infection or COVID-19; one network a view in the paper.
+
+    Example: python -m train diagnosis --data ../shared/data --view PA --init runs/backbone --out runs/diagnosis-pa""",
+    "severity": """The severity map, from scores of six lung zones.
+
+    Example: python -m train severity --data ../shared/data --init runs/backbone --out runs/severity""",
+    "lungs": """Lung masks: --network unet, or adain with its style codes.
+
+    Example: python -m train lungs --network adain --data ../shared/data --out runs/lungs""",
+    "simclr": """Contrastive pre-training on images alone.
+
+    Example: python -m train simclr --data ../shared/data --out runs/simclr""",
+    "joint": """One shared trunk, all heads.
+
+    Example: python -m train joint --data ../shared/data --out runs/default""",
+}
 
 
-@app.command()
-def joint(
-    data: Annotated[Path, typer.Option(help="Folder with manifest.csv, severity.csv, masks/masks.csv.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run in it is resumed.")],
-    preset: Annotated[str, typer.Option(help="Network size: edge, small or paper.")] = "edge",
-    schedule: Annotated[str, typer.Option(help="Phases as size:epochs:batch.")] = "256:13:16,384:3:12,512:1:8",
-    lr: Annotated[float, typer.Option(help="Peak learning rate at batch 16.")] = 8e-4,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    all_licences: Annotated[bool, typer.Option(help="Also images whose licence bars published weights.")] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all.")] = 0,
-) -> None:
-    """One shared trunk, all heads.
+def _train(stage: str, values: dict[str, Any]) -> None:
+    from train import stages
+    from train.trainer import Interrupted
 
-    Example: python -m train joint --data ../shared/data --out runs/default
-    """
-    import torch
+    try:
+        typer.echo(stages.run(stage, values, lambda text: typer.echo(text, err=True)))
+    except Interrupted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(130) from None
 
-    from cxrvit_edge.model.config import preset as network_preset
-    from cxrvit_edge.preprocess import PreprocessConfig
-    from train.cache import open_cache
-    from train.data import manifest
-    from train.joint import Joint, JointOptions, parse_schedule
 
-    if threads:
-        torch.set_num_threads(threads)
-    records = manifest.read(data, reuse=None if all_licences else manifest.REUSABLE)
-    preprocessing = PreprocessConfig()
-    typer.echo(f"{len(records)} images", err=True)
-    cache = open_cache(records, out.parent / "cache", preprocessing)
-    options = JointOptions(phases=parse_schedule(schedule), lr=lr, seed=seed)
-    run = Joint(network_preset(preset), options, records, cache, preprocessing, out, lambda t: typer.echo(t, err=True))
-    typer.echo(run.run())
+def _verb(stage: str, doc: str) -> None:
+    def train(**values: Any) -> None:
+        _train(stage, values)
+
+    app.command(stage)(options.command(train, {**options.SHARED, **options.OWN[stage]}, doc))
+
+
+for _stage, _doc in STAGES.items():
+    _verb(_stage, _doc)
 
 
 def main() -> None:

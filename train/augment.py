@@ -29,6 +29,9 @@ class Augmentation:
     negative: float = 0.06
 
 
+CONTRAST = Augmentation(15.0, 0.35, 0.12, 0.6, 0.5, 0.6, 0.5, 0.0)  # SimCLR: two views of an image differ more
+
+
 def negative(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
     turn = int(rng.integers(4))
     return np.ascontiguousarray(np.rot90(image, turn)) if turn else 255 - image

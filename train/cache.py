@@ -8,26 +8,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.errors import InputError, UsageError
 from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import read
 from train.data.masks import read_lungs
 from train.data.record import Record
 
-VERSION = 1
+VERSION = 2
+Pixels = NDArray[np.uint8]
 
 
 class ImageCache:
-    """images: (N, S, S) uint8; lungs: (N, 2, S/2, S/2) uint8, zeros where a record has none. Read-only maps."""
+    """images: (N, S, S) uint8; lungs: (N, 2, S/2, S/2) uint8, zeros where a record has none. Read-only maps.
 
-    def __init__(self, images: NDArray[np.uint8], lungs: NDArray[np.uint8], geometries: list[Geometry]) -> None:
+    sums: (N,) hash of each row as it was made; `row` checks it the first time it reads one.
+    broken: rows whose file could not be read (only where that is allowed).
+    """
+
+    def __init__(
+        self,
+        images: Pixels,
+        lungs: Pixels,
+        geometries: list[Geometry | None],
+        sums: NDArray[np.uint64] | None = None,
+        where: str = "the cache",
+    ) -> None:
         self.images, self.lungs, self.geometries = images, lungs, geometries
+        self._sums, self.where = sums, where
+        self._unchecked = np.full(len(images), sums is not None)
+
+    @property
+    def broken(self) -> list[int]:
+        return [i for i, g in enumerate(self.geometries) if g is None]
+
+    def row(self, i: int) -> tuple[Pixels, Pixels]:
+        """image (S, S), lungs (2, S/2, S/2). UsageError if they are not what was written."""
+        image, lungs = self.images[i], self.lungs[i]
+        if self._unchecked[i]:
+            assert self._sums is not None
+            if _sum(image, lungs) != self._sums[i]:
+                raise UsageError(f"{self.where}: row {i} is damaged; delete this cache, it is made again")
+            self._unchecked[i] = False
+        return np.asarray(image), np.asarray(lungs)
 
 
 def open_cache(
@@ -35,22 +66,29 @@ def open_cache(
     folder: Path,
     config: PreprocessConfig,
     *,
+    broken: Literal["error", "skip"] = "error",
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageCache:
-    """The cache of these records, made when files, masks or parameters differ from those it was made of."""
-    key = _key(records, config)
-    base = folder / f"{key}.npy"
-    lungs_path, index = folder / f"{key}.lungs.npy", folder / f"{key}.json"
+    """The cache of these records, made when files, masks or parameters differ from those it was made of.
+
+    broken: a file that cannot be read is an InputError, or an empty row listed in `ImageCache.broken`.
+    """
+    key = _key(records, config, broken)
+    base, index = folder / f"{key}.npy", folder / f"{key}.json"
     if not index.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _build(records, base, lungs_path, index, config, progress)
-    rows = json.loads(index.read_text())
-    geometries = [Geometry(**row) for row in rows]
-    return ImageCache(np.load(base, mmap_mode="r"), np.load(lungs_path, mmap_mode="r"), geometries)
+        _build(records, base, config, broken, progress)
+    geometries = [Geometry(**row) if row else None for row in json.loads(index.read_text())]
+    arrays = [np.load(_beside(base, name), mmap_mode="r") for name in ("", "lungs.")]
+    return ImageCache(arrays[0], arrays[1], geometries, np.load(_beside(base, "sums.")), str(base))
 
 
-def _key(records: Sequence[Record], config: PreprocessConfig) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, config.to_dict()], sort_keys=True).encode())
+def _beside(base: Path, name: str) -> Path:
+    return base.with_name(f"{base.stem}.{name}npy")
+
+
+def _key(records: Sequence[Record], config: PreprocessConfig, broken: str) -> str:
+    digest = hashlib.sha256(json.dumps([VERSION, config.to_dict(), broken], sort_keys=True).encode())
     for r in records:
         for path in (r.path, r.lungs):
             stat = path.stat() if path else None
@@ -58,34 +96,63 @@ def _key(records: Sequence[Record], config: PreprocessConfig) -> str:
     return digest.hexdigest()[:16]
 
 
+def _sum(image: Pixels, lungs: Pixels) -> int:
+    digest = hashlib.blake2b(image.tobytes(), digest_size=8)
+    digest.update(lungs.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
 def _build(
     records: Sequence[Record],
     base: Path,
-    lungs_path: Path,
-    index: Path,
     config: PreprocessConfig,
+    broken: Literal["error", "skip"],
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    """Under names of this process until it is whole: two that build at once do not meet."""
     n, size = len(records), config.size
-    images = np.lib.format.open_memmap(base, "w+", np.uint8, (n, size, size))
-    lungs = np.lib.format.open_memmap(lungs_path, "w+", np.uint8, (n, 2, size // 2, size // 2))
+    parts = {name: _beside(base, name).with_suffix(f".{os.getpid()}.part") for name in ("", "lungs.", "sums.")}
+    images = np.lib.format.open_memmap(parts[""], "w+", np.uint8, (n, size, size))
+    lungs = np.lib.format.open_memmap(
+        parts["lungs."], "w+", np.uint8, (n, 2, size // 2, size // 2)
+    )  # holes cost nothing
+    sums = np.zeros(n, np.uint64)
 
-    def one(i: int) -> Geometry:
-        tensor, geometry = preprocess(read(records[i].path), config)
+    def one(i: int) -> Geometry | None:
+        try:
+            tensor, geometry = preprocess(read(records[i].path), config)
+        except InputError:
+            if broken == "error":
+                raise
+            sums[i] = _sum(images[i], lungs[i])
+            return None
         images[i] = np.clip(np.rint(tensor[0] * config.scale + config.offset), 0, 255).astype(np.uint8)
         mask = records[i].lungs
         if mask is not None:
             lungs[i] = read_lungs(mask, geometry, size // 2)
+        sums[i] = _sum(images[i], lungs[i])
         return geometry
 
     geometries = []
-    with ThreadPoolExecutor(2) as pool:
-        for done, geometry in enumerate(pool.map(one, range(n)), 1):
-            geometries.append(geometry)
-            if progress:
-                progress(done, n)
-    images.flush()
-    lungs.flush()
-    part = index.with_name(index.name + ".part")
-    part.write_text(json.dumps([vars(g) for g in geometries]))
-    part.replace(index)  # last: its presence says the cache is whole
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            try:
+                for done, geometry in enumerate(pool.map(one, range(n)), 1):
+                    geometries.append(geometry)
+                    if progress:
+                        progress(done, n)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        images.flush()
+        lungs.flush()
+        with parts["sums."].open("wb") as f:
+            np.save(f, sums)
+        for name, part in parts.items():
+            part.replace(_beside(base, name))
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    part = base.with_suffix(f".json.{os.getpid()}.part")
+    part.write_text(json.dumps([vars(g) if g else None for g in geometries]))
+    part.replace(base.with_suffix(".json"))  # last: its presence says the cache is whole

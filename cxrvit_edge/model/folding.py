@@ -5,7 +5,7 @@ An engine that folds for itself rounds the product to half again; folded and rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -49,3 +49,51 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         return scale, norm.bias.double() - norm.running_mean.double() * scale
+
+
+def unfold(net: TriageNet, images: Iterable[Tensor]) -> TriageNet:
+    """The same function with BatchNorm again, so that training can go on: statistics are those of `images`.
+
+    images: batches (B, 1, H, W) as training gives them. A convolution's bias moves into the normalisation after it,
+    whose scale and shift undo the statistics.
+    """
+    if not net.config.folded:
+        return net
+    plain = TriageNet(replace(net.config, folded=False))
+    state, folded = plain.state_dict(), net.state_dict()
+    state.update({k: v for k, v in folded.items() if k in state})
+    pairs = list(_pairs(plain))
+    for conv, norm in pairs:
+        state[f"{norm}.weight"].fill_(1.0)
+        state[f"{norm}.bias"].copy_(folded[f"{conv}.bias"])
+    plain.load_state_dict(state)
+    norms = {name: plain.get_submodule(name) for _, name in pairs}
+    for module in norms.values():
+        assert isinstance(module, nn.BatchNorm2d) and module.running_var is not None
+        module.running_var.fill_(1 - module.eps)  # scale and shift alone, until its input has been seen
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        mean, square = x.double().mean((0, 2, 3)), x.double().square().mean((0, 2, 3))
+        seen.setdefault(name, []).append(torch.stack([mean, square]))
+
+    hooks = [
+        m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
+        for name, m in norms.items()
+    ]
+    with torch.inference_mode():
+        for batch in images:
+            plain.eval()(batch)
+    for hook in hooks:
+        hook.remove()
+    for conv, norm in pairs:
+        module = norms[norm]
+        assert isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None
+        mean, square = torch.stack(seen[norm]).mean(0)
+        variance = (square - mean.square()).clamp_min(1e-8)
+        with torch.no_grad():
+            module.running_mean.copy_(mean)
+            module.running_var.copy_(variance)
+            module.weight.copy_((variance + module.eps).sqrt())
+            module.bias.copy_(folded[f"{conv}.bias"].double() + mean)
+    return plain

@@ -1,0 +1,67 @@
+"""Lung masks where no human drew any: a segmenter's, made once and kept beside the image cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cxrvit_edge.preprocess import PreprocessConfig
+from train.cache import ImageCache
+from train.data.record import Record
+from train.loader import Loader
+
+BATCH = 8
+
+
+def segmented(
+    records: Sequence[Record],
+    cache: ImageCache,
+    segmenter: nn.Module,
+    config: PreprocessConfig,
+    folder: Path,
+    *,
+    size: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> ImageCache:
+    """The cache with the masks of `segmenter` (a method `segment`, run at `size` pixels) where a record has none."""
+    missing = [i for i, r in enumerate(records) if r.lungs is None and i not in set(cache.broken)]
+    if not missing:
+        return cache
+    path = folder / f"{_key(segmenter, cache, size)}.segmented.npy"
+    if not path.is_file():
+        say(f"lung masks of {len(missing)} images: segmented once, kept in {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        lungs = np.lib.format.open_memmap(part, "w+", np.uint8, cache.lungs.shape)
+        half = cache.lungs.shape[-1]
+        loader = Loader(records, cache, missing, config, size=size, batch=BATCH)
+        rows = iter(missing)
+        segmenter.to(device).eval()
+        with torch.inference_mode():
+            for batch in loader.epoch(0):
+                masks = segmenter.segment(batch.image.to(device)).float().sigmoid()  # type: ignore[operator]
+                masks = nn.functional.interpolate(masks, (half, half), mode="bilinear", align_corners=False)
+                for mask in (masks * 255).round().byte().cpu().numpy():
+                    lungs[next(rows)] = mask
+        for i, r in enumerate(records):
+            if r.lungs is not None:
+                lungs[i] = cache.lungs[i]
+        lungs.flush()
+        del lungs
+        part.replace(path)
+    return ImageCache(cache.images, np.load(path, mmap_mode="r"), cache.geometries)
+
+
+def _key(segmenter: nn.Module, cache: ImageCache, size: int) -> str:
+    digest = hashlib.sha256(f"{cache.where} {size}".encode())
+    for name, value in segmenter.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What each stage minimises: one small file a stage."""

@@ -1,0 +1,120 @@
+"""The options of the training verbs: those that all stages share exist once, each stage adds its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Option = tuple[Any, Any]  # annotation with its typer.Option, default
+
+
+def _option(kind: Any, default: Any, text: str, *flags: str, panel: str, **more: Any) -> Option:
+    return Annotated[kind, typer.Option(*flags, help=text, rich_help_panel=panel, **more)], default
+
+
+_REQUIRED = inspect.Parameter.empty
+_DATA, _NET, _RECIPE, _RUN = "Data", "Network and where it starts", "Recipe (default: the preset's)", "Run"
+
+DATA: dict[str, Option] = {
+    "data": _option(
+        list[str], _REQUIRED, "Folder or CSV of a data set, KIND=PATH to name its kind; repeat.", panel=_DATA
+    ),
+    "view": _option(str, "any", "Views learned from: any, PA or AP.", panel=_DATA),
+    "source": _option(list[str] | None, None, "Only these sources; repeat.", panel=_DATA),
+    "leave_out": _option(str | None, None, "This source is the test split, whole.", panel=_DATA),
+    "uncertain": _option(str, "ignore", "CheXpert's uncertain labels: ones, zeros or ignore.", panel=_DATA),
+    "absent": _option(str, "error", "Images listed but absent or unreadable: error or skip.", panel=_DATA),
+    "all_licences": _option(bool, False, "Also images whose licence bars published weights.", panel=_DATA),
+    "mask_kind": _option(list[str] | None, None, "Conventions of lung masks, by preference; repeat.", panel=_DATA),
+    "cache": _option(Path | None, None, "Preprocessed images; beside --out by default.", panel=_DATA),
+}
+NETWORK: dict[str, Option] = {
+    "preset": _option(str, "edge", "Size and recipe: edge, small, medium or paper.", panel=_NET),
+    "network": _option(
+        str, "cxrvit", "cxrvit, or a baseline: densenet121, resnet50, resnet152, vit, hybrid.", panel=_NET
+    ),
+    "corpus": _option(str, "before", "Features before PCAM or after-1, after-3, after-10 maps.", panel=_NET),
+    "image_size": _option(int, 512, "Full size; 1024 keeps the 16 x 16 corpus by a stride of 2.", panel=_NET),
+    "layers": _option(int | None, None, "Encoder layers, else the preset's.", panel=_NET),
+    "heads": _option(int | None, None, "Attention heads, else the preset's.", panel=_NET),
+    "width": _option(int | None, None, "Width of a token, else the preset's.", panel=_NET),
+    "init": _option(Path | None, None, "Start from a checkpoint, a run's folder or a bundle.", panel=_NET),
+    "weights": _option(Path | None, None, "Start from ImageNet weights (torchvision's names).", panel=_NET),
+}
+RECIPE: dict[str, Option] = {
+    "schedule": _option(str | None, None, "size:steps:batch, or epochs as 8e; joined by commas.", panel=_RECIPE),
+    "optimizer": _option(str | None, None, "adam, adamw or sgd.", panel=_RECIPE),
+    "lr": _option(float | None, None, "Peak learning rate at the first batch size.", panel=_RECIPE),
+    "momentum": _option(float | None, None, "Of sgd.", panel=_RECIPE),
+    "weight_decay": _option(float | None, None, "Of matrices and kernels.", panel=_RECIPE),
+    "decay": _option(str | None, None, "constant, cosine or step.", panel=_RECIPE),
+    "warmup": _option(int | None, None, "Steps of rising rate.", panel=_RECIPE),
+    "clip": _option(float | None, None, "Largest gradient norm, 0 for none.", panel=_RECIPE),
+    "accumulate": _option(int | None, None, "Micro-batches a step: less memory.", panel=_RECIPE),
+    "ema": _option(float | None, None, "Average of weights, 0 for none.", panel=_RECIPE),
+    "precision": _option(str | None, None, "auto, fp32, bf16 or fp16.", panel=_RECIPE),
+    "freeze": _option(str | None, None, "none, batchnorm (statistics) or backbone.", panel=_RECIPE),
+    "balance": _option(bool | None, None, "Draw classes equally often.", "--balance/--no-balance", panel=_RECIPE),
+    "augment": _option(bool, True, "Augment training images.", "--augment/--no-augment", panel=_RECIPE),
+    "validate": _option(int | None, None, "Steps between validations, 0 for each epoch.", panel=_RECIPE),
+    "patience": _option(int | None, None, "Stop after so many validations without gain.", panel=_RECIPE),
+    "seed": _option(int, 0, "Of weights, order and augmentation.", panel=_RECIPE),
+}
+RUN: dict[str, Option] = {
+    "out": _option(Path, _REQUIRED, "Folder of the run; an unfinished run in it goes on.", panel=_RUN),
+    "fresh": _option(bool, False, "Drop an unfinished run in --out.", "--fresh", panel=_RUN),
+    "device": _option(str, "auto", "auto, cpu or cuda.", panel=_RUN),
+    "threads": _option(int, 0, "CPU threads of the network, 0 for all.", panel=_RUN),
+    "workers": _option(int, 2, "Threads that read and augment.", panel=_RUN),
+    "tensorboard": _option(bool, False, "Also write TensorBoard's events.", "--tensorboard", panel=_RUN),
+}
+SHARED = {**DATA, **NETWORK, **RECIPE, **RUN}
+
+_TASK = "This stage"
+OWN: dict[str, dict[str, Option]] = {
+    "backbone": {},
+    "diagnosis": {
+        "class_weight": _option(
+            bool, True, "Rarer classes count more.", "--class-weight/--no-class-weight", panel=_TASK
+        ),
+        "label_smoothing": _option(float, 0.0, "Of the cross-entropy.", panel=_TASK),
+    },
+    "severity": {
+        "lungs": _option(
+            Path | None,
+            None,
+            "Segmenter for images without masks: a run or bundle; else the embedded bundle.",
+            panel=_TASK,
+        ),
+        "roi": _option(str, "max", "Pooling over a zone: max or average.", panel=_TASK),
+        "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
+        "normal_weight": _option(float, 0.0, "Weight of normal images as zones of 0.", panel=_TASK),
+    },
+    "lungs": {"network": _option(str, "unet", "unet, adain, or cxrvit's own decoder.", panel=_NET)},
+    "simclr": {"temperature": _option(float, 0.1, "Of the contrast.", panel=_TASK)},
+    "joint": {
+        "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
+        "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK),
+    },
+}
+
+
+def command(function: Callable[..., None], options: Mapping[str, Option], doc: str) -> Callable[..., None]:
+    """`function(**values)` as a Typer command with these options and this help."""
+
+    def run(**values: Any) -> None:
+        function(**values)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, kind, default=default, annotation=annotation)
+        for name, (annotation, default) in options.items()
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
+    run.__doc__ = doc
+    return run

@@ -1,0 +1,311 @@
+"""From a verb's options to a run: records, network, objective, recipe, trainer."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cxrvit_edge.bundle import WEIGHTS, Bundle
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model.config import BASELINES, SEGMENTERS, NetworkConfig, preset
+from cxrvit_edge.model.triage_net import TriageNet
+from cxrvit_edge.preprocess import PreprocessConfig
+from train.augment import CONTRAST, Augmentation
+from train.cache import ImageCache, open_cache
+from train.data.manifest import MASK_KINDS, REUSABLE
+from train.data.record import Record
+from train.data.sources import open_records
+from train.data.split import check_disjoint, class_counts, class_weights, leave_out
+from train.distributed import World, in_turn, world
+from train.masks import segmented
+from train.networks import build, public_weights
+from train.networks.adain import AdaINSegmenter
+from train.objective import Objective
+from train.recipe import Recipe, changed, default, parse_schedule
+from train.trainer import Trainer
+from train.weights import start_from
+
+NETWORKS = {
+    "backbone": ("cxrvit", "densenet121"),
+    "diagnosis": ("cxrvit", *BASELINES),
+    "severity": ("cxrvit", *BASELINES),
+    "lungs": ("cxrvit", *SEGMENTERS),
+    "simclr": ("cxrvit", *BASELINES),
+    "joint": ("cxrvit",),
+}
+PARTS = {  # of a cxrvit or a baseline that a stage learns; the rest stays as it is
+    "backbone": ("backbone", "pcam", "findings"),
+    "diagnosis": ("backbone", "encoder", "diagnosis"),
+    "severity": ("backbone", "encoder", "severity"),
+    "lungs": ("backbone", "lungs"),
+    "simclr": ("backbone", "encoder"),
+}
+CALIBRATION = 64  # images that a bundle's BatchNorm is unfolded on
+Say = Callable[[str], None]
+
+
+def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
+    """Train `stage` with the options of train/options.py; the path of the weights that are kept."""
+    with world(values["device"]) as where:
+        tell: Say = say if where.first else lambda _: None
+        if values["threads"]:
+            torch.set_num_threads(values["threads"])
+        config = network_config(stage, values)
+        recipe = recipe_of(stage, values)
+        records = chosen(stage, values, tell)
+        preprocessing = PreprocessConfig(size=config.image_size)
+        folder = values["cache"] or values["out"].parent / "cache"
+        with in_turn(where):
+            cache = open_cache(
+                records,
+                folder,
+                preprocessing,
+                broken=values["absent"],
+                progress=_every(tell, "preprocessed", len(records)),
+            )
+        records = without_broken(records, cache, tell)
+        if stage == "severity":
+            with in_turn(where):
+                cache = _with_lungs(records, cache, preprocessing, folder, values, recipe, where, tell)
+        torch.manual_seed(recipe.seed)
+        net = build.build(config)
+        _freeze_rest(stage, net, config)
+        if values["weights"]:
+            filled = len(public_weights.initialise(net, values["weights"]))
+            tell(f"{filled} tensors from {values['weights']}")
+        if values["init"]:
+            tell(start_from(net, values["init"], lambda: _images(records, cache, preprocessing, recipe)))
+        objective = objective_of(stage, net, config, records, values)
+        if values["fresh"] and where.first:
+            shutil.rmtree(values["out"], ignore_errors=True)
+        where.wait()
+        trainer = Trainer(
+            *(objective, config, recipe, records, cache, preprocessing, values["out"]),
+            where=where,
+            loading=loading_of(stage, values),
+            about=about(stage, values),
+            tensorboard=values["tensorboard"],
+            say=say,
+        )
+        return trainer.run()
+
+
+def _freeze_rest(stage: str, net: nn.Module, config: NetworkConfig) -> None:
+    if stage not in PARTS or config.network in SEGMENTERS:
+        return
+    weighing = ("pcam",) if config.corpus != "before" else ()
+    for name, part in net.named_children():
+        if name not in (*PARTS[stage], *weighing):
+            part.requires_grad_(False)
+
+
+def network_config(stage: str, values: Mapping[str, Any]) -> NetworkConfig:
+    network = values["network"]
+    if network not in NETWORKS[stage]:
+        raise UsageError(f"--network {network}: stage {stage} trains {', '.join(NETWORKS[stage])}")
+    size = values["image_size"]
+    sizes = {k: values[k] for k in ("layers", "heads", "width") if values[k] is not None}
+    stride = 32 * max(1, size // 512) if network == "cxrvit" else 32
+    base = preset(values["preset"])
+    return replace(base, **sizes, network=network, corpus=values["corpus"], image_size=size, stride=stride)
+
+
+def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
+    """The preset's, with what was asked for."""
+    names = (
+        *("optimizer", "lr", "momentum", "weight_decay", "decay", "warmup", "clip", "accumulate", "ema", "precision"),
+        *("freeze", "balance", "validate", "patience", "seed"),
+    )
+    recipe = changed(default(stage, values["preset"]), **{k: values[k] for k in names})
+    if values["schedule"]:
+        recipe = replace(recipe, phases=parse_schedule(values["schedule"]))
+    if any(p.size > values["image_size"] for p in recipe.phases):
+        raise UsageError(f"--schedule asks for more than the {values['image_size']} pixels that are kept; --image-size")
+    augmentation = CONTRAST if stage == "simclr" else Augmentation()
+    if stage in ("backbone", "diagnosis", "severity"):
+        augmentation = replace(augmentation, negative=0.0)  # only a segmenter learns from films turned on their side
+    return replace(recipe, augmentation=augmentation if values["augment"] else None)
+
+
+def chosen(stage: str, values: Mapping[str, Any], say: Say) -> list[Record]:
+    """Records that the stage can learn from, or be judged by. UsageError if there are none to learn from."""
+    counts: Counter[str] = Counter()
+    records = open_records(
+        values["data"],
+        uncertain=values["uncertain"],
+        absent=values["absent"],
+        left_out=counts,
+        masks=tuple(values["mask_kind"] or MASK_KINDS),
+        seed=values["seed"],
+    )
+    counts["images"] = len(records)
+
+    def keep(which: Callable[[Record], bool], reason: str) -> None:
+        nonlocal records
+        kept = [r for r in records if which(r)]
+        counts[reason] += len(records) - len(kept)
+        records = kept
+
+    if not values["all_licences"]:
+        keep(lambda r: r.reuse in REUSABLE, "licence")
+    if values["view"] not in ("any", "PA", "AP"):
+        raise UsageError(f"--view {values['view']}: choose any, PA or AP")
+    if values["view"] != "any":
+        keep(lambda r: r.view.startswith(values["view"]), "view")
+    if values["source"]:
+        keep(lambda r: r.source in values["source"], "source")
+    if values["leave_out"]:
+        records = leave_out(records, values["leave_out"], seed=values["seed"])
+    check_disjoint(records)
+    keep(lambda r: r.split != "test", "test split")
+    uses = OBJECTIVE_USES[stage]
+    keep(lambda r: usable(r, uses, values), f"no {uses}")
+    said = f"{counts.pop('images')} images, left out for: " + (
+        ", ".join(f"{k} {n}" for k, n in (+counts).items()) or "-"
+    )
+    say(f"{said}; {len(records)} to learn {stage} from")
+    if not any(r.split == "train" for r in records):
+        raise UsageError(f"no image to learn {stage} from ({said}); name other --data or filter less")
+    return records
+
+
+OBJECTIVE_USES = {
+    "backbone": "findings",
+    "diagnosis": "label",
+    "severity": "zones",
+    "lungs": "lungs",
+    "simclr": "image",
+    "joint": "image",
+}
+
+
+def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
+    if uses == "findings":
+        return bool(np.isfinite(r.findings).any())
+    if uses == "label":
+        return r.label is not None
+    if uses == "zones":
+        return r.zones is not None or r.brixia is not None or (r.label == 0 and values["normal_weight"] > 0)
+    if uses == "lungs":
+        return r.lungs is not None or (values["network"] == "adain" and r.label is not None)
+    return True
+
+
+def without_broken(records: Sequence[Record], cache: ImageCache, say: Say) -> list[Record]:
+    """Rows whose file could not be read keep their place in the cache, in a split that no stage reads."""
+    broken = set(cache.broken)
+    if broken:
+        say(f"{len(broken)} of {len(records)} images cannot be read and are left out")
+    return [replace(r, split="test") if i in broken else r for i, r in enumerate(records)]
+
+
+def objective_of(
+    stage: str, net: nn.Module, config: NetworkConfig, records: Sequence[Record], values: Mapping[str, Any]
+) -> Objective:
+    weight = torch.from_numpy(class_weights(class_counts(records)))
+    if stage == "backbone":
+        from train.objectives.backbone import Backbone
+
+        return Backbone(net)
+    if stage == "diagnosis":
+        from train.objectives.diagnosis import Diagnosis
+
+        return Diagnosis(net, weight if values["class_weight"] else torch.ones(3), values["label_smoothing"])
+    if stage == "severity":
+        from train.objectives.severity import Severity
+
+        if values["roi"] not in ("max", "average"):
+            raise UsageError(f"--roi {values['roi']}: choose max or average")
+        return Severity(net, values["roi"])
+    if stage == "simclr":
+        from train.objectives.simclr import SimCLR
+
+        return SimCLR(net, net.embed(torch.zeros(2, 1, 64, 64)).shape[1], values["temperature"])  # type: ignore[operator]
+    if stage == "lungs":
+        from train.objectives.lungs import AdaINObjective, LungObjective
+
+        return AdaINObjective(cast(AdaINSegmenter, net)) if config.network == "adain" else LungObjective(net)
+    from train.objectives.joint import Joint
+
+    return Joint(cast(TriageNet, net), weight)
+
+
+def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    out = {k: values[k] for k in ("brixia_threshold", "normal_weight") if k in values}
+    return {**out, "workers": values["workers"], "views": 2 if stage == "simclr" else 1}
+
+
+def about(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table needs to know of a run beside its recipe and network."""
+    names = ("view", "source", "leave_out", "uncertain", "preset", *OPTIONS_OF.get(stage, ()))
+    start = values["init"] or values["weights"]
+    out = {k: values[k] for k in names}
+    if stage == "severity":
+        out["pooling"] = values["roi"]
+    return {**out, "init": start_of(start) if start else None}
+
+
+OPTIONS_OF = {
+    "diagnosis": ("class_weight", "label_smoothing"),
+    "severity": ("brixia_threshold", "normal_weight"),
+    "simclr": ("temperature",),
+    "joint": ("brixia_threshold", "normal_weight"),
+}
+
+
+def start_of(path: Path) -> str:
+    """The stage whose weights a run starts from; "bundle", or "public" for files of others."""
+    from cxrvit_edge.errors import BundleError
+    from cxrvit_edge.model import checkpoint
+
+    if path.is_dir():
+        if (path / WEIGHTS).is_file():
+            return "bundle"
+        path = path / "model.safetensors"
+    try:
+        return str(checkpoint.load(path)[2].get("stage", "bundle"))
+    except BundleError:
+        return "public"
+
+
+def _images(records: Sequence[Record], cache: ImageCache, config: PreprocessConfig, recipe: Recipe) -> Iterator[Tensor]:
+    from train.loader import Loader
+
+    index = [i for i, r in enumerate(records) if r.split == "train"][:CALIBRATION]
+    for batch in Loader(records, cache, index, config, size=recipe.phases[0].size, batch=8).epoch(0):
+        yield batch.image
+
+
+def _with_lungs(
+    records: Sequence[Record],
+    cache: ImageCache,
+    preprocessing: PreprocessConfig,
+    folder: Path,
+    values: Mapping[str, Any],
+    recipe: Recipe,
+    where: World,
+    say: Say,
+) -> ImageCache:
+    path = values["lungs"]
+    if path is None or (path.is_dir() and (path / WEIGHTS).is_file()):
+        path = Bundle.open(path).file(WEIGHTS)
+    elif path.is_dir():
+        path = path / "model.safetensors"
+    segmenter, config, _ = build.load(path)
+    if not hasattr(segmenter, "segment"):
+        raise UsageError(f"--lungs {path}: a {config.network} segments nothing; name a run of stage lungs or joint")
+    size = min(preprocessing.size, max(p.size for p in recipe.phases))
+    return segmented(records, cache, segmenter, preprocessing, folder, size=size, device=where.device, say=say)
+
+
+def _every(say: Say, what: str, n: int) -> Callable[[int, int], None]:
+    step = max(1, n // 10)
+    return lambda done, total: say(f"{what} {done} of {total}") if done % step == 0 or done == total else None
