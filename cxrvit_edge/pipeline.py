@@ -30,7 +30,7 @@ from cxrvit_edge.radiograph import Limits, Radiograph, View
 from cxrvit_edge.readers import decode, load, shown
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.runtime.select import Sessions
-from cxrvit_edge.runtime.session import Outputs, Session
+from cxrvit_edge.runtime.session import Explainer, Outputs, Session
 
 logger = logging.getLogger("cxrvit_edge")
 
@@ -54,6 +54,7 @@ class Item:
     tensor: Float32 | None = None  # (1, S, S)
     geometry: Geometry | None = None
     outputs: Outputs | None = None  # of a batch of one
+    relevance: Float32 | None = None  # (g, g)
     error: Exception | None = None
     failed_in: str = ""
 
@@ -216,6 +217,9 @@ class Pipeline:
         for item in batch:
             item.enter("queue")
             item.ms["run"] /= len(batch)
+        for item in batch:
+            if self._plan.pictures is not None and isinstance(session, Explainer):
+                _explain(session, item)
             item.tensor = None
 
     def _judge(self, item: Item, ran: bool = True) -> None:
@@ -233,7 +237,7 @@ class Pipeline:
             fatal = error
         except Exception as error:  # a picture less is no reason to lose the result
             logger.warning("no thumbnail of %s (%s)", shown(item.found.file), type(error).__name__)
-        item.outputs = item.thumbnail = None
+        item.outputs = item.thumbnail = item.relevance = None
         item.enter("queue")
         self._events.put(_Done(self._finding(item, judgement), ran, fatal))
 
@@ -245,7 +249,9 @@ class Pipeline:
             thumbnails.save(self._plan.pictures, key, item.thumbnail, None, None, None)
         else:
             severity_map, lungs = item.outputs.severity_map[0, 0], item.outputs.lung_mask[0]
-            thumbnails.save(self._plan.pictures, key, item.thumbnail, item.geometry, severity_map, lungs)
+            thumbnails.save(
+                self._plan.pictures, key, item.thumbnail, item.geometry, severity_map, lungs, item.relevance
+            )
 
     def _finding(self, item: Item, judgement: Judgement | None) -> Finding:
         reason = None if item.error is None else _reason(item)
@@ -281,6 +287,18 @@ def _infer_alone(session: Session, item: Item) -> None:
         _infer(session, [item])
     except Exception as error:
         item.fail(error)
+
+
+def _explain(session: Explainer, item: Item) -> None:
+    """Relevance to the label it will have; a picture less is no reason to lose the result."""
+    if item.outputs is None or item.tensor is None:
+        return
+    item.enter("interpret")
+    try:
+        item.relevance = session.explain(item.tensor[None], [int(item.outputs.logits[0].argmax())])[0]
+    except Exception as error:
+        logger.warning("no relevance of %s (%s)", shown(item.found.file), type(error).__name__)
+    item.enter("queue")
 
 
 def _reason(item: Item) -> Reason:

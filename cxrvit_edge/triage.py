@@ -192,6 +192,6 @@ def _remove_outputs(out: Path) -> None:
     """What an earlier run wrote, by name; nothing else in the folder is touched."""
     for name in (WORKLIST, REPORT):
         (out / name).unlink(missing_ok=True)
-    for pattern in ("*.jpg", "*.overlay.png"):
+    for pattern in ("*.jpg", "*.overlay.png", "*.relevance.jpg"):
         for path in (out / THUMBNAILS).glob("[0-9a-f]" * 64 + pattern[1:]):
             path.unlink()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from html import escape
+from itertools import islice
 from pathlib import Path
 from string import Template
 
@@ -17,7 +18,14 @@ from cxrvit_edge.bundle import Manifest
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.report import thumbnails as pictures
 from cxrvit_edge.report.run import RESEARCH_USE, Run
-from cxrvit_edge.report.words import CAVEAT, CLASS_NAMES, REASONS
+from cxrvit_edge.report.words import (
+    CAVEAT,
+    CLASS_NAMES,
+    REASONS,
+    RELEVANCE_CAPTION,
+    RELEVANCE_LEGEND,
+    SEVERITY_CAPTION,
+)
 
 PICTURED = 200  # rows with an image: about 25 kB each
 _HERE = Path(__file__).parent
@@ -30,13 +38,15 @@ def write_report(path: Path, findings: Sequence[Finding], run: Run, manifest: Ma
     thumbnails: folder of `thumbnails.save`, keyed by Finding.sha256; a missing or broken picture is left out.
     OSError if `path` cannot be written.
     """
-    head, tail = _page(findings, run, manifest).split(_ROWS)
+    pictured = (_key(finding) for finding in islice(findings, PICTURED))
+    explained = any(pictures.relevance_path(thumbnails, key).exists() for key in pictured if key)
+    head, tail = _page(findings, run, manifest, explained).split(_ROWS)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as f:
             f.write(head)
             for rank, finding in enumerate(findings, 1):
-                f.write(_row(rank, finding, manifest, thumbnails if rank <= PICTURED else None))
+                f.write(_row(rank, finding, manifest, run, thumbnails if rank <= PICTURED else None))
             f.write(tail)
         temporary.replace(path)
     except BaseException:
@@ -56,7 +66,7 @@ def _breakable(text: str) -> str:
     return re.sub(r"([/_-]|\.(?=\d))", r"\1<wbr>", shown(text))  # escapes hold none of these
 
 
-def _page(findings: Sequence[Finding], run: Run, manifest: Manifest) -> str:
+def _page(findings: Sequence[Finding], run: Run, manifest: Manifest, explained: bool) -> str:
     priorities: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
     for finding in findings:  # once: each may be read from disk
@@ -80,6 +90,7 @@ def _page(findings: Sequence[Finding], run: Run, manifest: Manifest) -> str:
         urgent_score=f"{manifest.priority.urgent_score:g}",
         points=", ".join(f"{_class(c)} {manifest.operating_points[c]:.2f}" for c in manifest.classes),
         intended_use=shown(manifest.intended_use),
+        relevance=f"<section><h2>Relevance</h2><p>{shown(RELEVANCE_LEGEND)}</p></section>" if explained else "",
         filters="".join(
             f'<label><input type="checkbox" value="{shown(p)}" checked> {_title(p)}</label> ' for p in order
         ),
@@ -111,7 +122,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
         yield "Mean per input", shown(", ".join(f"{stage} {ms:.1f}" for stage, ms in run.stage_ms.items()) + " ms")
 
 
-def _row(rank: int, finding: Finding, manifest: Manifest, folder: Path | None) -> str:
+def _row(rank: int, finding: Finding, manifest: Manifest, run: Run, folder: Path | None) -> str:
     priority = shown(finding.priority)
     rich = folder is not None
     if finding.status == "ok" and finding.probabilities is not None:
@@ -124,7 +135,7 @@ def _row(rank: int, finding: Finding, manifest: Manifest, folder: Path | None) -
     place = f'<bdi class="dir">{directory}</bdi>' if directory else ""
     return (
         f'<tr class="{priority}" data-p="{priority}" data-s="{shown(finding.status)}"><td class="n">{rank}</td>'
-        f"<td>{_chip(finding.priority)}</td><td>{_picture(rank, finding, folder)}</td>"
+        f"<td>{_chip(finding.priority)}</td><td>{_picture(rank, finding, run, folder)}</td>"
         f'<th scope="row">{place}<bdi>{name}</bdi>'
         f"{f'<ul class=warn>{warnings}</ul>' if warnings else ''}</th>"
         f'<td class="view">{shown(finding.view or "unknown")}</td>{result}</tr>\n'
@@ -186,21 +197,39 @@ def _not_judged(finding: Finding) -> str:
     return f'<td colspan="3" class="why"><b>{heading}: {shown(words)}</b>{message}</td>'
 
 
-def _picture(rank: int, finding: Finding, folder: Path | None) -> str:
+def _picture(rank: int, finding: Finding, run: Run, folder: Path | None) -> str:
     if folder is None:
         return ""
-    key = finding.sha256 or ""
-    if not (key.isascii() and key.isalnum()):  # it comes from a file that anyone may have edited
+    key = _key(finding)
+    if key is None:
         return '<span class="none">no image</span>'
     picture, over = (pictures.load(path) for path in pictures.paths(folder, key))
     if picture is None:
         return '<span class="none">no image</span>'
     data, height, width = picture
     size = f'width="{width}" height="{height}"'
-    out = f'<img src="{_uri("jpeg", data)}" {size} alt="Radiograph of rank {rank}, reduced">'
+    out, caption = f'<img src="{_uri("jpeg", data)}" {size} alt="Radiograph of rank {rank}, reduced">', ""
     if over is not None and over[1:] == (height, width):
         out += f'<img class="map" src="{_uri("png", over[0])}" {size} alt="">'
-    return f'<div class="im">{out}</div>'
+        caption = f'<p class="cap">{shown(SEVERITY_CAPTION)}</p>'
+    return f'<div class="im">{out}</div>{caption}{_relevance(finding, run, pictures.relevance_path(folder, key))}'
+
+
+def _key(finding: Finding) -> str | None:
+    key = finding.sha256 or ""
+    return key if key.isascii() and key.isalnum() else None  # it comes from a file that anyone may have edited
+
+
+def _relevance(finding: Finding, run: Run, path: Path) -> str:
+    relevant = pictures.load(path) if finding.label else None
+    if relevant is None or not finding.label:
+        return ""
+    data, height, width = relevant
+    said = RELEVANCE_CAPTION.format(_class(finding.label), shown(run.backend))
+    return (
+        f'<figure class="rel"><img src="{_uri("jpeg", data)}" width="{width}" height="{height}" alt="{said}">'
+        f'<figcaption class="cap">{said}</figcaption></figure>'
+    )
 
 
 def _uri(kind: str, data: bytes) -> str:

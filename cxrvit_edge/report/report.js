@@ -73,8 +73,9 @@
     ['tabindex', 'role', 'aria-label'].forEach((name) => image.removeAttribute(name));
     viewer.querySelector('.big').replaceChildren(image);
     panel.className = 'panel ' + row.dataset.p;
-    panel.replaceChildren(...part(row, '.chip', ''), ...part(row, 'th', 'Rank ' + rank(row)), ...part(row, '.view', 'View'),
-      ...part(row, '.find', ''), ...part(row, '.why', ''), ...part(row, '.score', 'Score'), ...part(row, '.zones', 'Zones'));
+    panel.replaceChildren(...part(row, '.chip', ''), ...part(row, 'th', 'Rank ' + rank(row)), ...part(row, 'p.cap', ''), ...part(row, '.view', 'View'),
+      ...part(row, '.find', ''), ...part(row, '.why', ''), ...part(row, '.score', 'Score'), ...part(row, '.zones', 'Zones'),
+      ...part(row, '.rel', ''));
     at('before').disabled = i < 1;
     at('after').disabled = i === list.length - 1;
     if (!viewer.open) {

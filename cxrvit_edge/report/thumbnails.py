@@ -1,4 +1,5 @@
-"""Small pictures for the report: the radiograph as a JPEG, and its severity overlay as a PNG to lay over it."""
+"""Small pictures for the report: the radiograph as a JPEG, its severity overlay as a PNG to lay over it, and, from a
+session that explains itself, a JPEG of the radiograph with the relevance drawn over it."""
 
 from __future__ import annotations
 
@@ -62,22 +63,53 @@ def save(
     geometry: Geometry | None,
     severity_map: NDArray[np.float32] | None,
     lung_mask: NDArray[np.float32] | None,
+    relevance: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write folder/<key>.jpg and, if there are maps, folder/<key>.overlay.png of the same size.
+    """Write folder/<key>.jpg and, if there are maps, folder/<key>.overlay.png and .relevance.jpg of the same size.
 
-    severity_map (256, 256) and lung_mask (2, 256, 256) are the network's, in [0, 1], over the square of `geometry`.
+    severity_map (256, 256) and lung_mask (2, 256, 256) are the network's, in [0, 1], over the square of `geometry`;
+    relevance (g, g), 0 or more, lies over it too.
     Each file appears whole or not at all. OSError if the folder cannot be written.
     """
-    import cv2
-
-    _, data = cv2.imencode(".jpg", thumb, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     folder.mkdir(parents=True, exist_ok=True)
     picture, over = paths(folder, key)
+    relevant = relevance_path(folder, key)
     if geometry is None or severity_map is None or lung_mask is None:
         over.unlink(missing_ok=True)  # of an earlier run that did judge it
     else:
         _write(over, _palette_png(_overlay(geometry, thumb.shape, severity_map, lung_mask), palette()))
-    _write(picture, data.tobytes())
+    if geometry is None or relevance is None:
+        relevant.unlink(missing_ok=True)
+    else:
+        _write(relevant, _jpeg(overlay(thumb, geometry.to_source(relevance, *thumb.shape))[..., ::-1]))
+    _write(picture, _jpeg(thumb))
+
+
+def overlay(radiograph: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """radiograph (h, w) with a map of it (h, w), 0 or more, drawn over it -> RGB (h, w, 3); the map's maximum is red.
+
+    A map of zeros leaves the radiograph as it is.
+    """
+    colours = palette()[:CONTOUR].astype(np.float32)  # (LEVELS + 1, 4)
+    most = float(values.max())
+    at = np.rint(values / np.float32(most) * LEVELS) if most > 0 else np.zeros_like(values)
+    drawn = colours[np.clip(at, 0, LEVELS).astype(np.intp)]  # (h, w, 4)
+    weight = drawn[..., 3:] / np.float32(255)
+    mixed = radiograph[..., None] * (1 - weight) + drawn[..., :3] * weight
+    return np.asarray(np.rint(mixed), np.uint8)
+
+
+def _jpeg(image: NDArray[np.uint8]) -> bytes:
+    """Gray (h, w) or BGR (h, w, 3)."""
+    import cv2
+
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(image), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return data.tobytes()
+
+
+def relevance_path(folder: Path, key: str) -> Path:
+    """Where `save` puts the radiograph with its relevance."""
+    return folder / f"{key}.relevance.jpg"
 
 
 def paths(folder: Path, key: str) -> tuple[Path, Path]:

@@ -9,6 +9,13 @@ CAVEAT = (
     "so it may tell the source instead of the disease."
 )
 CLASS_NAMES = {"normal": "Normal", "other_infection": "Other infection", "covid19": "COVID-19"}
+SEVERITY_CAPTION = "Severity map: forward pass, not specific to a class; not for localisation."
+RELEVANCE_CAPTION = "Relevance to {}, by relevance propagation ({} back end); not for localisation."
+RELEVANCE_LEGEND = (
+    "What in the image spoke for its label, by relevance propagation through the transformer (Chefer et al. 2020), on "
+    "a scale of each image's own up to its most (red). It tells what the network looked at, which may lie outside the "
+    "lungs, and is not for localisation."
+)
 REASONS: dict[str, str] = {
     Reason.NOT_AN_IMAGE: "not an image file",
     Reason.IS_DIRECTORY: "a folder, not a file",
