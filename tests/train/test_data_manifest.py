@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,63 @@ def test_findings_are_known_for_nih_only(folder: Folder) -> None:
         assert named == ({"no_finding"} if row["label"] == "normal" else {"pneumonia", "lung_opacity"})
 
 
+def test_the_juniors_scores_are_the_second(folder: Folder) -> None:
+    folder.severity[0] |= {f"J-{z}": str(k) for z, k in zip("ABCDEF", (0, 1, 2, 3, 2, 1), strict=True)}
+    folder.severity[1] |= {f"J-{z}": "" for z in "ABCDEF"}
+    by_path = {r.path.relative_to(folder.root).as_posix(): r for r in manifest.read(folder.write())}
+    np.testing.assert_array_equal(by_path[folder.severity[0]["path"]].second_brixia, [[0, 3], [1, 2], [2, 1]])
+    assert by_path[folder.severity[1]["path"]].second_brixia is None
+    np.testing.assert_array_equal(by_path[folder.severity[2]["path"]].second_brixia, np.full((3, 2), 3))
+    folder.severity[0]["J-B"] = "5"
+    with pytest.raises(UsageError, match=r"severity\.csv: .* has J-B '5'; use 0, 1, 2 or 3"):
+        manifest.read(folder.write())
+    for row in folder.severity:
+        for zone in "ABCDEF":
+            del row[f"J-{zone}"]
+    assert all(r.second_brixia is None for r in manifest.read(folder.write()))
+
+
+def test_sex_and_day(folder: Folder) -> None:
+    assert {(r.sex, r.day) for r in manifest.read(folder.root)} == {("unknown", None)}
+    for row, sex, day in zip(folder.manifest, "MF" * 6, ["-3", "", "0", "12.5"] * 3, strict=True):
+        row |= {"sex": sex, "offset_days": day}
+    records = manifest.read(folder.write())
+    assert [r.sex for r in records] == ["male", "female"] * 6
+    assert [r.day for r in records] == [-3, None, 0, 12.5] * 3
+    folder.manifest[5]["offset_days"] = "week 2"
+    with pytest.raises(UsageError, match=r"manifest\.csv line 7: offset_days 'week 2'; use a number"):
+        manifest.read(folder.write())
+
+
+def test_opacities_and_the_kind_that_is_asked_for(folder: Folder) -> None:
+    mask, image = folder.masks[0]["mask_path"], folder.manifest[3]["path"]
+    folder.masks += [{"mask_path": mask, "image_path": image, "kind": k} for k in (manifest.OPACITY, "v7")]
+    by_path = {r.path: r for r in manifest.read(folder.write())}
+    assert by_path[folder.root / image].opacity == folder.root / mask
+    assert by_path[folder.root / image].lungs is None
+    assert sum(r.opacity is not None for r in by_path.values()) == 1
+    with_v7 = {r.path: r.lungs_kind for r in manifest.read(folder.root, masks=(*manifest.MASK_KINDS, "v7"))}
+    assert with_v7[folder.root / image] == "v7"
+    assert all(r.lungs is None and r.opacity is None for r in manifest.read(folder.root, masks=()))
+    with pytest.raises(UsageError, match=r"mask kind 'v8': use some of generalblockchain.*v7"):
+        manifest.read(folder.root, masks=("v8",))
+
+
+def test_absent_files_may_be_passed_over(folder: Folder) -> None:
+    gone, maskless = folder.manifest[3]["path"], folder.masks[0]
+    (folder.root / gone).unlink()
+    (folder.root / maskless["mask_path"]).unlink()
+    left_out: Counter[str] = Counter()
+    records = manifest.read(folder.root, absent="skip", left_out=left_out, reuse=("yes",))
+    assert left_out == {"not_found": 1, "licence": 1} and len(records) == 10
+    by_path = {r.path: r for r in records}
+    assert by_path[folder.root / maskless["image_path"]].lungs is None
+    for row in folder.manifest:
+        (folder.root / row["path"]).unlink(missing_ok=True)
+    with pytest.raises(UsageError, match="listed files are absent"):
+        manifest.read(folder.root, absent="skip")
+
+
 def test_severity_and_masks_may_be_absent(folder: Folder) -> None:
     (folder.root / "severity.csv").unlink()
     (folder.root / "masks" / "masks.csv").unlink()
@@ -144,6 +201,12 @@ def test_the_real_folder(shared_data: Path) -> None:
     assert sum(counts[s, None] for s in ("train", "val", "test")) == 17
     assert all(len(s) == 1 for s in splits.values())
     assert sum(r.brixia is not None for r in records) == 177
+    assert sum(r.second_brixia is not None for r in records) == 177
+    assert sum(r.opacity is not None for r in records) == 86
+    assert sum(r.sex == "unknown" for r in records) == 119
+    assert sum(r.day is None for r in records) == 174
+    kinds = Counter(r.lungs_kind for r in manifest.read(shared_data, masks=("v7",)))
+    assert kinds == {"v7": 332, None: 832}
     free = manifest.read(shared_data, reuse=manifest.REUSABLE)
     assert len(free) == 651 + 214 + 59
     assert {r.reuse for r in free} == {"yes", "non-commercial", "terms"}

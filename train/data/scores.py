@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,12 +48,12 @@ def from_digits(text: str, where: str) -> Scores | None:
 
     UsageError on anything else.
     """
-    digits = text.strip().removesuffix(".0")
-    if not digits:
+    if not text.strip():
         return None
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 6) or set(digits) - set("0123"):
+    match = re.fullmatch(r"([0-3]{1,6})(\.0)?", text.strip())
+    if match is None:
         raise UsageError(f"{where}: BrixiaScore is {text!r}; use six digits of 0 to 3, zones A to F")
-    return arrange([float(d) for d in digits.zfill(6)])
+    return arrange([float(digit) for digit in match[1].zfill(6)])
 
 
 def public_annotations(path: Path) -> dict[str, tuple[Scores, Scores]]:

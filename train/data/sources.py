@@ -80,7 +80,7 @@ def open_records(
         found = [_with_source(r, name) for r in found]
         if name == "hospital" and found[0].source in {r.source for r in records}:
             raise UsageError(f"{spec}: a source is called {found[0].source!r} already; rename its folder or table")
-        twice = [r.path for r in found if seen.setdefault(r.path.resolve(), number) != number]
+        twice = [r.path for r in found if seen.setdefault(r.path.absolute(), number) != number]
         if twice:
             raise UsageError(
                 f"{spec}: {len(twice)} of its images come with another source too, first {twice[0]}; name each image "

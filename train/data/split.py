@@ -70,7 +70,8 @@ def check_disjoint(records: Sequence[Record]) -> None:
         sources = sorted({r.source for r in records if r.patient in set(straddling)})
         raise UsageError(
             f"{len(straddling)} of {len(splits)} patients lie in more than one split (in {', '.join(sources)}); "
-            "give all images of a patient one split, or leave the column split out"
+            "give all images of a patient one split, leave the column split out, or name one only of sources that "
+            "share them"
         )
 
 
