@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import InputError, UsageError
 from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
-from cxrvit_edge.radiograph import read
+from cxrvit_edge.radiograph import Radiograph, read
 from train.data.masks import read_lungs
 from train.data.record import Record
 
 VERSION = 2
 Pixels = NDArray[np.uint8]
+_ARRAYS = ("", "lungs.", "sums.")  # files beside the index
 
 
 class ImageCache:
@@ -75,12 +77,20 @@ def open_cache(
     """
     key = _key(records, config, broken)
     base, index = folder / f"{key}.npy", folder / f"{key}.json"
-    if not index.is_file():
+    if not all(p.is_file() for p in (index, *(_beside(base, name) for name in _ARRAYS))):
         folder.mkdir(parents=True, exist_ok=True)
         _build(records, base, config, broken, progress)
     geometries = [Geometry(**row) if row else None for row in json.loads(index.read_text())]
     arrays = [np.load(_beside(base, name), mmap_mode="r") for name in ("", "lungs.")]
     return ImageCache(arrays[0], arrays[1], geometries, np.load(_beside(base, "sums.")), str(base))
+
+
+def read_record(record: Record) -> Radiograph:
+    """Its image, brighter = denser also where the file holds the stored values of MONOCHROME1. Raises as `read`."""
+    film = read(record.path)
+    if not record.inverted:
+        return film
+    return replace(film, pixels=np.iinfo(film.pixels.dtype).max - film.pixels)  # equalised: the range does not matter
 
 
 def _beside(base: Path, name: str) -> Path:
@@ -90,6 +100,7 @@ def _beside(base: Path, name: str) -> Path:
 def _key(records: Sequence[Record], config: PreprocessConfig, broken: str) -> str:
     digest = hashlib.sha256(json.dumps([VERSION, config.to_dict(), broken], sort_keys=True).encode())
     for r in records:
+        digest.update(b"inverted" if r.inverted else b"")
         for path in (r.path, r.lungs):
             stat = path.stat() if path else None
             digest.update(f"{path}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
@@ -111,7 +122,7 @@ def _build(
 ) -> None:
     """Under names of this process until it is whole: two that build at once do not meet."""
     n, size = len(records), config.size
-    parts = {name: _beside(base, name).with_suffix(f".{os.getpid()}.part") for name in ("", "lungs.", "sums.")}
+    parts = {name: _beside(base, name).with_suffix(f".{os.getpid()}.part") for name in _ARRAYS}
     images = np.lib.format.open_memmap(parts[""], "w+", np.uint8, (n, size, size))
     lungs = np.lib.format.open_memmap(
         parts["lungs."], "w+", np.uint8, (n, 2, size // 2, size // 2)
@@ -120,7 +131,7 @@ def _build(
 
     def one(i: int) -> Geometry | None:
         try:
-            tensor, geometry = preprocess(read(records[i].path), config)
+            tensor, geometry = preprocess(read_record(records[i]), config)
         except InputError:
             if broken == "error":
                 raise

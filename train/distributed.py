@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cxrvit_edge.errors import UsageError
+
 
 @dataclass(frozen=True)
 class World:
@@ -38,8 +40,12 @@ class World:
 def world(device: str = "auto") -> Iterator[World]:
     """This process's place under torchrun (its environment variables), else a world of one.
 
-    device: auto (a GPU where there is one), cpu, or cuda.
+    device: auto (a GPU where there is one), cpu, or cuda. UsageError for another, and for a GPU that is not there.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no GPU here; use --device cpu, or a torch built for this GPU")
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -31,7 +31,8 @@ def segmented(
     say: Callable[[str], None],
 ) -> ImageCache:
     """The cache with the masks of `segmenter` (a method `segment`, run at `size` pixels) where a record has none."""
-    missing = [i for i, r in enumerate(records) if r.lungs is None and i not in set(cache.broken)]
+    broken = set(cache.broken)
+    missing = [i for i, r in enumerate(records) if r.lungs is None and i not in broken]
     if not missing:
         return cache
     path = folder / f"{_key(segmenter, cache, size)}.segmented.npy"

@@ -38,10 +38,10 @@ NETWORK: dict[str, Option] = {
         str, "cxrvit", "cxrvit, or a baseline: densenet121, resnet50, resnet152, vit, hybrid.", panel=_NET
     ),
     "corpus": _option(str, "before", "Features before PCAM or after-1, after-3, after-10 maps.", panel=_NET),
-    "image_size": _option(int, 512, "Full size; 1024 keeps the 16 x 16 corpus by a stride of 2.", panel=_NET),
-    "layers": _option(int | None, None, "Encoder layers, else the preset's.", panel=_NET),
-    "heads": _option(int | None, None, "Attention heads, else the preset's.", panel=_NET),
-    "width": _option(int | None, None, "Width of a token, else the preset's.", panel=_NET),
+    "image_size": _option(int, 512, "Full size; 1024 keeps the 16 x 16 corpus by a stride of 2.", panel=_NET, min=32),
+    "layers": _option(int | None, None, "Encoder layers, else the preset's.", panel=_NET, min=1),
+    "heads": _option(int | None, None, "Attention heads, else the preset's.", panel=_NET, min=1),
+    "width": _option(int | None, None, "Width of a token, else the preset's.", panel=_NET, min=1),
     "init": _option(Path | None, None, "Start from a checkpoint, a run's folder or a bundle.", panel=_NET),
     "weights": _option(Path | None, None, "Start from ImageNet weights (torchvision's names).", panel=_NET),
 }
@@ -68,8 +68,8 @@ RUN: dict[str, Option] = {
     "out": _option(Path, _REQUIRED, "Folder of the run; an unfinished run in it goes on.", panel=_RUN),
     "fresh": _option(bool, False, "Drop an unfinished run in --out.", "--fresh", panel=_RUN),
     "device": _option(str, "auto", "auto, cpu or cuda.", panel=_RUN),
-    "threads": _option(int, 0, "CPU threads of the network, 0 for all.", panel=_RUN),
-    "workers": _option(int, 2, "Threads that read and augment.", panel=_RUN),
+    "threads": _option(int, 0, "CPU threads of the network, 0 for all.", panel=_RUN, min=0),
+    "workers": _option(int, 2, "Threads that read and augment.", panel=_RUN, min=1),
     "tensorboard": _option(bool, False, "Also write TensorBoard's events.", "--tensorboard", panel=_RUN),
 }
 SHARED = {**DATA, **NETWORK, **RECIPE, **RUN}
@@ -81,7 +81,7 @@ OWN: dict[str, dict[str, Option]] = {
         "class_weight": _option(
             bool, True, "Rarer classes count more.", "--class-weight/--no-class-weight", panel=_TASK
         ),
-        "label_smoothing": _option(float, 0.0, "Of the cross-entropy.", panel=_TASK),
+        "label_smoothing": _option(float, 0.0, "Of the cross-entropy.", panel=_TASK, min=0, max=1),
     },
     "severity": {
         "lungs": _option(
@@ -92,13 +92,13 @@ OWN: dict[str, dict[str, Option]] = {
         ),
         "roi": _option(str, "max", "Pooling over a zone: max or average.", panel=_TASK),
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
-        "normal_weight": _option(float, 0.0, "Weight of normal images as zones of 0.", panel=_TASK),
+        "normal_weight": _option(float, 0.0, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
     },
     "lungs": {"network": _option(str, "unet", "unet, adain, or cxrvit's own decoder.", panel=_NET)},
-    "simclr": {"temperature": _option(float, 0.1, "Of the contrast.", panel=_TASK)},
+    "simclr": {"temperature": _option(float, 0.1, "Of the contrast.", panel=_TASK, min=0.001)},
     "joint": {
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
-        "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK),
+        "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
     },
 }
 

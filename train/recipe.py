@@ -94,8 +94,12 @@ class Recipe:
             raise UsageError("--schedule is empty; write size:steps:batch")
         if self.accumulate < 1 or any(p.batch % self.accumulate for p in self.phases):
             raise UsageError(f"--accumulate {self.accumulate}: every batch of the schedule must be a multiple of it")
-        if not 0 <= self.ema < 1 or self.lr <= 0 or min(self.warmup, self.validate, self.patience) < 0:
+        if not 0 <= self.ema < 1 or not self.lr > 0 or min(self.warmup, self.validate, self.patience) < 0:
             raise UsageError("--ema is in 0-1, --lr above 0, --warmup, --validate and --patience not negative")
+        if not 0 <= self.momentum < 1 or min(self.clip, self.weight_decay) < 0:
+            raise UsageError("--momentum is in 0-1, --clip and --weight-decay are not negative")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed {self.seed}: from 0 to 2147483647")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,7 +20,7 @@ from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.preprocess import PreprocessConfig
 from train.augment import CONTRAST, Augmentation
 from train.cache import ImageCache, open_cache
-from train.data.manifest import MASK_KINDS, REUSABLE
+from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS, REUSABLE
 from train.data.record import Record
 from train.data.sources import open_records
 from train.data.split import check_disjoint, class_counts, class_weights, leave_out
@@ -58,6 +58,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
         tell: Say = say if where.first else lambda _: None
         if values["threads"]:
             torch.set_num_threads(values["threads"])
+        check(values)
         config = network_config(stage, values)
         recipe = recipe_of(stage, values)
         records = chosen(stage, values, tell)
@@ -98,10 +99,28 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
         return trainer.run()
 
 
+CHOICES = {
+    "view": ("any", "PA", "AP"),
+    "uncertain": ("ones", "zeros", "ignore"),
+    "absent": ("error", "skip"),
+    "mask_kind": (*MASK_KINDS, *OPTIONAL_KINDS),
+    "roi": ("max", "average"),
+}
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """UsageError for a value that is none of its choices, before anything is read."""
+    for name, allowed in CHOICES.items():
+        given = values.get(name)
+        wrong = [v for v in (given if isinstance(given, list) else [given]) if v is not None and v not in allowed]
+        if wrong:
+            raise UsageError(f"--{name.replace('_', '-')} {wrong[0]}: choose one of {', '.join(allowed)}")
+
+
 def _freeze_rest(stage: str, net: nn.Module, config: NetworkConfig) -> None:
     if stage not in PARTS or config.network in SEGMENTERS:
         return
-    weighing = ("pcam",) if config.corpus != "before" else ()
+    weighing = ("pcam",) if config.corpus != "before" and "encoder" in PARTS[stage] else ()
     for name, part in net.named_children():
         if name not in (*PARTS[stage], *weighing):
             part.requires_grad_(False)
@@ -129,6 +148,8 @@ def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
         recipe = replace(recipe, phases=parse_schedule(values["schedule"]))
     if any(p.size > values["image_size"] for p in recipe.phases):
         raise UsageError(f"--schedule asks for more than the {values['image_size']} pixels that are kept; --image-size")
+    if stage == "simclr" and not values["augment"]:
+        raise UsageError("--no-augment: simclr tells two augmentations of an image from all others; leave it out")
     augmentation = CONTRAST if stage == "simclr" else Augmentation()
     if stage in ("backbone", "diagnosis", "severity"):
         augmentation = replace(augmentation, negative=0.0)  # only a segmenter learns from films turned on their side
@@ -156,8 +177,6 @@ def chosen(stage: str, values: Mapping[str, Any], say: Say) -> list[Record]:
 
     if not values["all_licences"]:
         keep(lambda r: r.reuse in REUSABLE, "licence")
-    if values["view"] not in ("any", "PA", "AP"):
-        raise UsageError(f"--view {values['view']}: choose any, PA or AP")
     if values["view"] != "any":
         keep(lambda r: r.view.startswith(values["view"]), "view")
     if values["source"]:
@@ -222,8 +241,6 @@ def objective_of(
     if stage == "severity":
         from train.objectives.severity import Severity
 
-        if values["roi"] not in ("max", "average"):
-            raise UsageError(f"--roi {values['roi']}: choose max or average")
         return Severity(net, values["roi"])
     if stage == "simclr":
         from train.objectives.simclr import SimCLR

@@ -95,13 +95,16 @@ class Trainer:
         saved = time.monotonic()
         try:
             with self._signals():
-                for batches in self._batches():
+                due, self._due = self._due, False
+                ended = (due and self._validate(log)) or self._out_of_patience()
+                for batches in () if ended else self._batches():
                     self._one_step(batches)
                     if log:
                         log.step(self.step, sum(len(b.image) for b in batches) * self.where.size)
                         if self.step % LOG_EVERY == 0 or self.step == self.timeline.steps:
                             log.losses(self.step, self._means())
                     stop = self._told_to_stop()
+                    self._due = stop and self.timeline.validates(self.step - 1)
                     if self.timeline.validates(self.step - 1) and not stop and self._validate(log):
                         self.say(f"no gain in {self.recipe.patience} validations: stopped at step {self.step}")
                         break
@@ -141,6 +144,8 @@ class Trainer:
         if training:
             settings |= {"augmentation": self.recipe.augmentation, "training": True, "balance": self.recipe.balance}
             settings |= {"rank": self.where.rank, "ranks": self.where.size}
+        elif settings.get("views", 1) > 1:  # two views of an image are told apart by their augmentation alone
+            settings |= {"augmentation": self.recipe.augmentation, "training": False}
         return Loader(self.records, self.cache, index, self.preprocessing, size=size, batch=batch, **settings)
 
     def _one_step(self, batches: list[Batch]) -> None:
@@ -251,6 +256,9 @@ class Trainer:
                 self.best, gained = value, True
                 self._keep(net, figures)
         self.since_best = 0 if gained else self.since_best + 1
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
         return bool(self.recipe.patience) and self.since_best >= self.recipe.patience
 
     def _agreed(self, value: float) -> float:
@@ -293,10 +301,11 @@ class Trainer:
             return
         extra = self._extra()
         extra |= {"best": None if math.isnan(self.best) else self.best, "since_best": self.since_best}
-        extra["phase_of_best"] = self._phase_of_best
+        extra |= {"phase_of_best": self._phase_of_best, "due": self._due}
         state.save(self.out / "last.safetensors", self._modules(), self.optimizer, self.scaler, self.config, extra)
 
     _phase_of_best = -1
+    _due = False  # stopped before the weights of this step were judged
 
     def _resume(self) -> None:
         path = self.out / "last.safetensors"
@@ -305,7 +314,7 @@ class Trainer:
         extra = state.restore(path, self._modules(), self.optimizer, self.scaler, self.config, self._same())
         self.step, self.since_best = int(extra["step"]), int(extra["since_best"])
         self.best = math.nan if extra["best"] is None else float(extra["best"])
-        self._phase_of_best = int(extra["phase_of_best"])
+        self._phase_of_best, self._due = int(extra["phase_of_best"]), bool(extra.get("due"))
         self.say(f"goes on after step {self.step} of {self.timeline.steps}")
 
     # Ends
