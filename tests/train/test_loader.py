@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from cxrvit_edge.preprocess import PreprocessConfig
 from train.augment import Augmentation
 from train.cache import ImageCache
 from train.data.record import Record
-from train.loader import Batch, Loader
+from train.loader import CONVENTIONS, Batch, Loader
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -142,3 +145,140 @@ def test_negatives_are_as_frequent_as_asked(drawn: Drawn) -> None:
     train = loader(drawn, batch=10, augmentation=Augmentation(negative=0.3))
     share = np.mean([b.is_negative.float().mean().item() for e in range(40) for b in train.epoch(e)])
     assert 0.22 < share < 0.38
+
+
+def test_training_without_augmentation_is_shuffled(drawn: Drawn) -> None:
+    """Order does not hang on augmentation: torchrun's equality with one process is tested without it."""
+    plain = loader(drawn, batch=5, training=True, seed=2)
+    films = [torch.cat([b.image for b in plain.epoch(e)]) for e in range(2)]
+    still = torch.cat([b.image for b in loader(drawn).epoch(0)])
+    for shuffled in films:
+        assert not torch.equal(shuffled, still)
+        assert sorted(f.numpy().tobytes() for f in shuffled) == sorted(f.numpy().tobytes() for f in still)
+    assert not torch.equal(films[0], films[1])
+
+
+def test_augmented_validation_keeps_the_order(drawn: Drawn) -> None:
+    """As SimCLR is judged."""
+    batches = list(loader(drawn, augmentation=Augmentation(negative=0.0), training=False).epoch(0))
+    assert [len(b.image) for b in batches] == [4, 4, 2]
+    assert torch.cat([b.label for b in batches]).tolist() == [-1 if r.label is None else r.label for r in drawn[0]]
+    assert not same(batches, list(loader(drawn).epoch(0)))
+
+
+# Many processes, and going on
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (6, 3), (4, 4)])
+def test_shares_of_the_ranks_make_up_the_batch(drawn: Drawn, batch: int, ranks: int) -> None:
+    settings: dict[str, Any] = {"batch": batch, "augmentation": Augmentation(), "seed": 3}
+    whole = list(loader(drawn, **settings).epoch(1))
+    parts = [list(loader(drawn, **settings, rank=r, ranks=ranks).epoch(1)) for r in range(ranks)]
+    assert [len(p) for p in parts] == [len(whole)] * ranks
+    for k, b in enumerate(whole):
+        assert all(len(p[k].image) == batch // ranks for p in parts)
+        for name, value in vars(b).items():
+            shares = [vars(p[k])[name] for p in parts]
+            for r, share in enumerate(shares):
+                assert torch.equal(share.nan_to_num(-7.0), value[r::ranks].nan_to_num(-7.0)), name
+    films = [f.numpy().tobytes() for p in parts for b in p for f in b.image]
+    assert len(set(films)) == len(films)  # disjoint
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize("balance", [False, True])
+def test_an_epoch_goes_on_where_it_was(drawn: Drawn, start: int, balance: bool) -> None:
+    labelled = [i for i, r in enumerate(drawn[0]) if r.label is not None]
+    train = loader(drawn, labelled, batch=3, augmentation=Augmentation(), seed=6, balance=balance)
+    whole = list(train.epoch(2))
+    assert len(whole) == 3
+    assert same(list(train.epoch(2, start=start)), whole[start:])
+
+
+def test_workers_change_nothing(drawn: Drawn) -> None:
+    settings: dict[str, Any] = {"augmentation": Augmentation(), "seed": 3}
+    assert same(
+        list(loader(drawn, **settings, workers=1).epoch(0)), list(loader(drawn, **settings, workers=4).epoch(0))
+    )
+
+
+# What is drawn
+
+
+def test_balance_draws_classes_equally(drawn: Drawn) -> None:
+    """Labels 0 six times, 1 twice and 2 once: without it two thirds are of class 0."""
+    records, cache = drawn
+    given = [0, 0, 0, 0, 0, 0, 1, 1, 2]
+    records = [replace(r, label=k) for r, k in zip(records, [*given, None], strict=True)]
+
+    def shares(balance: bool) -> list[float]:
+        train = loader((records, cache), range(9), batch=9, training=True, balance=balance, size=32)
+        labels = torch.cat([b.label for e in range(120) for b in train.epoch(e)])
+        assert len(labels) == 120 * 9
+        return [(labels == k).float().mean().item() for k in range(3)]
+
+    assert shares(False) == pytest.approx([6 / 9, 2 / 9, 1 / 9], abs=1e-6)
+    assert shares(True) == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=0.05)
+
+
+# Two views
+
+
+def test_two_views_differ_and_come_from_one_image(drawn: Drawn) -> None:
+    """Images whose quadrants spell their number in bits: a view is told by which of them it is most like."""
+    records, cache = drawn
+    bits = np.array([[[i + 1 & 1, i + 1 & 2], [i + 1 & 4, i + 1 & 8]] for i in range(10)]) > 0  # (10, 2, 2)
+    images = np.where(bits.repeat(32, 1).repeat(32, 2), 200, 60).astype(np.uint8)
+    drawn = records, ImageCache(images, cache.lungs, cache.geometries)
+    geometry = Augmentation(rotation=3, scale=0.02, shift=0.02, gamma=0.3, border=0, boxes=0, noise=1, negative=0)
+    still = torch.cat([b.image for b in loader(drawn, batch=10).epoch(0)])[:, 0].flatten(1)
+    train = loader(drawn, batch=10, augmentation=geometry, training=False, views=2)
+    (b,) = train.epoch(0)
+    assert b.image.shape == b.other_view.shape == (10, 1, 64, 64)
+    first, second = b.image[:, 0].flatten(1), b.other_view[:, 0].flatten(1)
+    for i in range(10):
+        assert not torch.equal(first[i], second[i])
+        for view in (first, second):
+            likeness = torch.corrcoef(torch.cat([view[i : i + 1], still]))[0, 1:]
+            assert int(likeness.argmax()) == i
+    one = next(iter(loader(drawn, batch=10, augmentation=geometry, training=False).epoch(0)))
+    assert torch.equal(one.image, b.image)  # the first is the one that is always drawn
+    assert len(one.other_view) == 0
+
+
+def test_two_views_without_augmentation_are_one(drawn: Drawn) -> None:
+    (b,) = loader(drawn, batch=10, views=2).epoch(0)
+    assert torch.equal(b.image, b.other_view)
+
+
+# What is known of an image
+
+
+def test_conventions_of_masks_are_numbered(drawn: Drawn) -> None:
+    records, cache = drawn
+    kinds = [*CONVENTIONS, "elsewhere", None, *CONVENTIONS]
+    records = [replace(r, lungs_kind=k) for r, k in zip(records, kinds, strict=True)]
+    (b,) = loader((records, cache), batch=10).epoch(0)
+    assert b.convention.tolist() == [0, 1, 2, 3, -1, -1, 0, 1, 2, 3]
+
+
+def test_a_radiologists_zones_win_over_brixia(drawn: Drawn) -> None:
+    """And a zone that was not scored has no weight, nor a value that a loss could trip over."""
+    records, cache = drawn
+    scored = np.array([[0, 1], [np.nan, 1], [0, np.nan]], np.float32)
+    assert records[2].brixia is not None
+    records = [replace(r, zones=scored) if i in (2, 3) else r for i, r in enumerate(records)]
+    (b,) = loader((records, cache), batch=10, brixia_threshold=1.0).epoch(0)
+    for i in (2, 3):
+        np.testing.assert_array_equal(b.zones[i].numpy(), [[0, 1], [0, 1], [0, 0]])
+        np.testing.assert_array_equal(b.zone_weight[i].numpy(), [[1, 1], [0, 1], [1, 0]])
+    assert torch.isfinite(b.zones).all()
+    np.testing.assert_array_equal(b.zones[5].numpy(), np.ones((3, 2)))  # Brixia 1 everywhere, still used
+
+
+def test_a_batch_moves_with_its_images_channels_last(drawn: Drawn) -> None:
+    (b,) = loader(drawn, batch=10, views=2).epoch(0)
+    moved = b.to(torch.device("cpu"))
+    assert same([moved], [b])
+    for image in (moved.image, moved.other_view):
+        assert image.is_contiguous(memory_format=torch.channels_last)
