@@ -32,6 +32,18 @@ STAGES = {
     Example: python -m train joint --data ../shared/data --out runs/default""",
 }
 
+VERBS = {
+    "summary": """What the data holds: the paper's Tables 1 to 3 of it.
+
+    Example: python -m train summary --data CheXpert-v1.0-small --data brixia=BrixiaScore""",
+    "evaluate": """Section 4.4's figures of runs, with 95 % intervals, and the paper's Tables 4 to 10 beside ours.
+
+    Example: python -m train evaluate runs/diagnosis-pa --data ../shared/data""",
+    "figures": """The paper's Figures 5 to 7 for given images, and the course of a patient's severity.
+
+    Example: python -m train figures runs/default --data ../shared/data --out /tmp/figures""",
+}
+
 
 def _train(stage: str, values: dict[str, Any]) -> None:
     from train import stages
@@ -53,6 +65,19 @@ def _verb(stage: str, doc: str) -> None:
 
 for _stage, _doc in STAGES.items():
     _verb(_stage, _doc)
+
+
+def _tool(name: str, doc: str) -> None:
+    def tool(**values: Any) -> None:
+        from train import verbs
+
+        getattr(verbs, name)(values, lambda text: typer.echo(text, err=True), typer.echo)
+
+    app.command(name)(options.command(tool, options.VERBS[name], doc))
+
+
+for _name, _doc in VERBS.items():
+    _tool(_name, _doc)
 
 
 def main() -> None:

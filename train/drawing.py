@@ -56,7 +56,7 @@ def draw_saliency(
         largest = float(values.max())
         share = np.clip(values / largest, 0, 1) if largest > 0 else np.zeros_like(values)
         drawn = ax.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.75 * np.sqrt(share))
-    bar = figure.colorbar(drawn, ax=list(axes), fraction=0.015, pad=0.01)
+    bar = figure.colorbar(drawn, ax=list(axes), fraction=0.015, pad=0.01, shrink=0.8)
     bar.ax.tick_params(labelsize=7)
     bar.set_label("relevance, of the largest", fontsize=7)
     return figure
@@ -80,7 +80,8 @@ def draw_severity(
     if np.isfinite(truth).all():
         score += f"; radiologist {truth.sum():.0f} (a zone counts from Brixia {brixia_threshold:g})"
     tall = 2.9 * shown.shape[0] / shown.shape[1]
-    figure = _figure(13.2, tall + 0.9, f"{score}. Contour: severity map >= {threshold:g} inside the lungs")
+    reached = "" if lesion is not None and lesion.any() else ", which no pixel reaches"
+    figure = _figure(13.2, tall + 0.9, f"{score}. Contour: severity map >= {threshold:g} inside the lungs{reached}")
     axes = figure.subplots(1, 4, width_ratios=[1, 1.15, 1, 0.9])
     _film(axes[0], shown, "radiograph")
     _film(axes[1], shown, "severity map")
@@ -135,7 +136,8 @@ def draw_contour(shown: Gray, ours: Bool, theirs: Bool, overlap: float, iou: flo
     _film(axes[1], shown, "areas of involvement")
     _outline(axes[1], theirs, THEIRS)
     _outline(axes[1], ours, OURS)
-    lines = [Line2D([], [], color=THEIRS, label="radiologist"), Line2D([], [], color=OURS, label="model")]
+    model = "model" if ours.any() else "model: nothing reaches it"
+    lines = [Line2D([], [], color=THEIRS, label="radiologist"), Line2D([], [], color=OURS, label=model)]
     axes[1].legend(handles=lines, loc="lower right", fontsize=7, framealpha=0.7)
     return figure
 
@@ -155,10 +157,10 @@ def draw_course(
     if missing := int((~np.isfinite(scores)).sum()):
         caption += f"; {missing} of {len(scores)} images without a score: two lungs were not found"
     figure = _figure(max(6.0, 1.5 * len(chosen)), 5.2, caption)
-    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[1, 1.8]))  # type: ignore[call-overload]
-    for ax, i in zip(np.atleast_1d(upper.subplots(1, len(chosen))), chosen, strict=True):
-        _film(ax, films[i], f"day {days[i]:g}")
-    ax = lower.subplots()
+    grid = figure.add_gridspec(2, len(chosen), height_ratios=[1, 1.8])
+    for k, i in enumerate(chosen):
+        _film(figure.add_subplot(grid[0, k]), films[i], f"day {days[i]:g}")
+    ax = figure.add_subplot(grid[1, :])
     known = np.isfinite(scores)
     ax.plot(days[known], scores[known], "-o", color="#b3202c", label="network")
     known = np.isfinite(truth)

@@ -18,7 +18,7 @@ from cxrvit_edge.model.config import CLASSES
 from train.data.record import Record
 from train.diagnosis_eval import diagnosis, findings, rates, thresholds
 from train.intervals import DRAWS, number, plain
-from train.predict import Networks, Pooling, Predictions, predict, predict_files
+from train.predict import Broken, Networks, Pooling, Predictions, predict, predict_files
 from train.runs import Run, combine, find_weights, is_bundle, load_run
 from train.severity_eval import CUTS, brixia_scores, severity_figures, training_mean
 
@@ -209,6 +209,7 @@ def evaluate_run(
     out: Path | None = None,
     device: str = "cpu",
     batch: int = 8,
+    broken: Broken = "error",
     draws: int = DRAWS,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -217,7 +218,8 @@ def evaluate_run(
     run: a run's folder, its .safetensors, or a bundle's folder (which needs `out`: a bundle holds nothing else);
     severity, lungs: runs that give what `run` lacks. pooling: of zones, else as the severity run was trained.
     records: all splits; thresholds are chosen on val, the constant severity is the training split's mean.
-    UsageError if there is nothing to evaluate; InputError if an image cannot be read.
+    broken: a file that cannot be read is an InputError, or it is left out and counted as `unreadable`.
+    UsageError if there is nothing to evaluate.
     """
     chosen = [r for r in records if r.split == split]
     if not chosen:
@@ -237,10 +239,15 @@ def evaluate_run(
             [r for r in records if r.split == part],
             batch=batch,
             pooling=pooled,
+            broken=broken,
             progress=lambda done, n: say(f"{part}: {done} of {n} images") if done == n or done % 80 < batch else None,
         )
 
     p = measure(split)
+    if not p.records:
+        raise UsageError(
+            f"none of the {len(chosen)} images of the {split} split can be read; look at them with inspect"
+        )
     fixed = None
     if tasks.diagnosis is not None and any(r.split == "val" for r in records):
         v = p if split == "val" else measure("val")
@@ -248,14 +255,15 @@ def evaluate_run(
         fixed = thresholds(v.labels[known], v.probabilities[known])
     trained_on = sorted(main.sources)
     constants = {t: training_mean(_learned_from(records, given.get("severity", main)), t) for t in CUTS}
-    sources = sorted({r.source for r in chosen})
+    sources = sorted({r.source for r in p.records})
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "split": split,
         "run": main.described(),
         "with": {task: r.described() for task, r in given.items() if r is not main},
-        "measured_on": f"{split} split of {', '.join(sources)}, {len(chosen)} images",
-        "sources": {s: sum(r.source == s for r in chosen) for s in sources},
+        "measured_on": f"{split} split of {', '.join(sources)}, {len(p.records)} images",
+        "unreadable": len(chosen) - len(p.records),
+        "sources": {s: sum(r.source == s for r in p.records) for s in sources},
         "external": None if not trained_on else not set(sources) & set(trained_on),
         "caveat": CAVEAT,
         "pooling": pooled,

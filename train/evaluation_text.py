@@ -15,9 +15,10 @@ def text(e: Evaluation) -> str:
     """Every figure with its 95 % interval, what it was measured on, and the caveat first."""
     run = e["run"]
     known = {None: "not recorded", True: "none in training", False: "also in training"}[e["external"]]
+    unreadable = f"; {e['unreadable']} more cannot be read" if e["unreadable"] else ""
     head = [
         f"{run['name']}: stage {run['stage']}, {run['network']}, preset {run['preset']}",
-        f"{e['measured_on']}, {e['patients']} patients; sources {known}",
+        f"{e['measured_on']}, {e['patients']} patients; sources {known}{unreadable}",
         *(f"{task} by {r['name']} ({r['stage']})" for task, r in e["with"].items()),
         e["caveat"],
     ]

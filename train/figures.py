@@ -93,7 +93,8 @@ def figures(
     judged: dict[int, Judged] = {}
     paths = []
     for i, film in zip(seen, films([records[i] for i in seen], configs, lungs=True), strict=True):
-        images = {t: torch.from_numpy(film.tensors[configs.index(networks.config(t))])[None] for t in tasks}
+        tensors = [torch.from_numpy(t)[None] for t in film.tensors]
+        images = {task: tensors[configs.index(networks.config(task))] for task in tasks}
         one = _judge(film, run(networks, images), threshold, pooling)
         for kind in ("saliency", "severity", "contour"):
             if [i] in wanted.get(kind, []):

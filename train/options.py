@@ -32,6 +32,7 @@ DATA: dict[str, Option] = {
     "mask_kind": _option(list[str] | None, None, "Conventions of lung masks, by preference; repeat.", panel=_DATA),
     "cache": _option(Path | None, None, "Preprocessed images; beside --out by default.", panel=_DATA),
 }
+SEED = _option(int, 0, "Of splits drawn where a data set has none.", panel=_DATA)
 NETWORK: dict[str, Option] = {
     "preset": _option(str, "edge", "Size and recipe: edge, small, medium or paper.", panel=_NET),
     "network": _option(
@@ -99,6 +100,43 @@ OWN: dict[str, dict[str, Option]] = {
     "joint": {
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
         "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
+    },
+}
+
+_JUDGE = "What is judged"
+JUDGED: dict[str, Option] = {
+    **{k: v for k, v in DATA.items() if k != "cache"},
+    "all_licences": _option(
+        bool,
+        True,
+        "Whatever the licence, or what published weights may learn from.",
+        "--all-licences/--reusable",
+        panel=_DATA,
+    ),
+    "seed": SEED,
+    "split": _option(str, "test", "train, val or test.", panel=_JUDGE),
+    "severity": _option(Path | None, None, "Run that gives severity, where RUN does not.", panel=_JUDGE),
+    "lungs": _option(Path | None, None, "Run that gives lung masks, where RUN does not.", panel=_JUDGE),
+    "device": _option(str, "auto", "auto, cpu or cuda.", panel=_JUDGE),
+    "threads": RUN["threads"],
+}
+VERBS: dict[str, dict[str, Option]] = {
+    "summary": {k: v for k, v in JUDGED.items() if k not in ("split", "severity", "lungs", "device", "threads")},
+    "evaluate": {
+        "runs": (
+            Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, checkpoints or bundles.")],
+            _REQUIRED,
+        ),
+        **JUDGED,
+        "out": _option(Path | None, None, "Where the JSON goes; each run's folder by default.", panel=_JUDGE),
+    },
+    "figures": {
+        "run": (Annotated[Path, typer.Argument(metavar="RUN", help="Run, checkpoint or bundle.")], _REQUIRED),
+        **JUDGED,
+        "out": _option(Path, _REQUIRED, "Folder for the PNGs, outside this repository.", panel=_JUDGE),
+        "kind": _option(list[str] | None, None, "saliency, severity, contour or course; repeat. All.", panel=_JUDGE),
+        "threshold": _option(float, 0.5, "Of the severity map, for contours.", panel=_JUDGE),
+        "limit": _option(int, 12, "Images (patients, for course) of each kind.", panel=_JUDGE),
     },
 }
 

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import dice
 from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
-from cxrvit_edge.radiograph import Radiograph, read
+from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.zones import severity_array, zone_masks
+from train.cache import read_record
 from train.data.masks import read_lungs
 from train.data.record import Record
 
 Pooling = Literal["max", "average"]
+Broken = Literal["error", "skip"]
 Float32 = NDArray[np.float32]
 TASKS = ("diagnosis", "severity", "lungs", "findings")
 
@@ -144,8 +146,9 @@ def _array(t: Tensor) -> Float32:
 def predict(network: nn.Module | Networks, loader: Batches, *, pooling: Pooling = "max") -> Predictions:
     """Of a loader's images, none of them augmented. A network alone is one with all heads (a joint network)."""
     networks = network if isinstance(network, Networks) else Networks(network, network, network)
-    records = [loader.records[i] for i in loader.index]
-    return _collect(networks, records, ((dict.fromkeys(TASKS, b.image), b) for b in loader.epoch(0)), pooling)
+    records = iter([loader.records[i] for i in loader.index])
+    parts = ((list(islice(records, len(b.image))), dict.fromkeys(TASKS, b.image), b) for b in loader.epoch(0))
+    return _collect(networks, parts, pooling)
 
 
 def predict_files(
@@ -155,28 +158,29 @@ def predict_files(
     batch: int = 8,
     pooling: Pooling = "max",
     workers: int = 0,
+    broken: Broken = "error",
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """The same from the images' files, read and preprocessed as on the edge (a training cache rounds to 8 bits).
 
-    InputError if one cannot be read. workers: reading threads, 0 for one a core, at most 8.
+    broken: a file that cannot be read is an InputError, or its record is left out of the predictions. workers: reading threads, 0 for one a core, at most 8.
     """
     configs = {task: networks.config(task) for task in networks.tasks}
     distinct = list(dict.fromkeys(configs.values()))
 
-    def batches() -> Iterator[tuple[dict[str, Tensor], Batch]]:
-        done, ahead = 0, films(records, distinct, workers=workers, lungs=True)
+    def batches() -> Iterator[tuple[list[Record], dict[str, Tensor], Batch]]:
+        done, ahead = 0, films(records, distinct, workers=workers, lungs=True, broken=broken)
         while group := list(islice(ahead, batch)):
             tensors = [torch.from_numpy(np.stack([f.tensors[i] for f in group])) for i in range(len(distinct))]
             lungs = torch.from_numpy(np.stack([f.lungs for f in group]))
             has = torch.tensor([f.record.lungs is not None for f in group])
             images = {task: tensors[distinct.index(config)] for task, config in configs.items()}
-            yield images, _Files(next(iter(images.values())), lungs, has)
+            yield [f.record for f in group], images, _Files(next(iter(images.values())), lungs, has)
             done += len(group)
             if progress:
                 progress(done, len(records))
 
-    return _collect(networks, list(records), batches(), pooling)
+    return _collect(networks, batches(), pooling)
 
 
 @dataclass
@@ -187,12 +191,14 @@ class _Files:
 
 
 def _collect(
-    networks: Networks, records: list[Record], batches: Iterable[tuple[Mapping[str, Tensor], Batch]], pooling: Pooling
+    networks: Networks, batches: Iterable[tuple[list[Record], Mapping[str, Tensor], Batch]], pooling: Pooling
 ) -> Predictions:
+    records: list[Record] = []
     logits: list[Float32] = []
     findings: list[Float32] = []
     zones, dices = [], []
-    for images, batch in batches:
+    for of, images, batch in batches:
+        records += of
         out = run(networks, images)
         n = len(batch.has_lungs)
         logits.append(np.full((n, 3), np.nan, np.float32) if out.logits is None else out.logits)
@@ -246,13 +252,21 @@ class Film(NamedTuple):
 
 
 def films(
-    records: Iterable[Record], configs: Sequence[PreprocessConfig], *, workers: int = 0, lungs: bool = False
+    records: Iterable[Record],
+    configs: Sequence[PreprocessConfig],
+    *,
+    workers: int = 0,
+    lungs: bool = False,
+    broken: Broken = "error",
 ) -> Iterator[Film]:
-    """In order, a few read ahead. geometry is that of the first of `configs`; lungs on half its size."""
+    """In order, a few read ahead. geometry is that of the first of `configs`; lungs on half its size.
+
+    A file that cannot be read is an InputError, or left out.
+    """
     workers = workers or min(8, os.cpu_count() or 1)
 
     def one(record: Record) -> Film:
-        radiograph = read(record.path)
+        radiograph = read_record(record)
         made = [preprocess(radiograph, config) for config in configs]
         geometry = made[0][1]
         truth: Float32 = np.zeros((2, geometry.size // 2, geometry.size // 2), np.float32)
@@ -263,12 +277,13 @@ def films(
 
     rest = iter(records)
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Film]] = deque(pool.submit(one, r) for r in islice(rest, 2 * workers))
+        ahead: deque[Future[Film | None]] = deque(pool.submit(one, r) for r in islice(rest, 2 * workers))
         try:
             while ahead:
                 film = ahead.popleft().result()
                 ahead.extend(pool.submit(one, r) for r in islice(rest, 1))
-                yield film
+                if film is not None:
+                    yield film
         finally:
             for future in ahead:
                 future.cancel()

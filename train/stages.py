@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +18,10 @@ from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.preprocess import PreprocessConfig
 from train.augment import CONTRAST, Augmentation
 from train.cache import ImageCache, open_cache
-from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS, REUSABLE
+from train.choose import chosen
+from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS
 from train.data.record import Record
-from train.data.sources import open_records
-from train.data.split import check_disjoint, class_counts, class_weights, leave_out
+from train.data.split import class_counts, class_weights
 from train.distributed import World, in_turn, world
 from train.masks import segmented
 from train.networks import build, public_weights
@@ -154,68 +152,6 @@ def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
     if stage in ("backbone", "diagnosis", "severity"):
         augmentation = replace(augmentation, negative=0.0)  # only a segmenter learns from films turned on their side
     return replace(recipe, augmentation=augmentation if values["augment"] else None)
-
-
-def chosen(stage: str, values: Mapping[str, Any], say: Say) -> list[Record]:
-    """Records that the stage can learn from, or be judged by. UsageError if there are none to learn from."""
-    counts: Counter[str] = Counter()
-    records = open_records(
-        values["data"],
-        uncertain=values["uncertain"],
-        absent=values["absent"],
-        left_out=counts,
-        masks=tuple(values["mask_kind"] or MASK_KINDS),
-        seed=values["seed"],
-    )
-    counts["images"] = len(records)
-
-    def keep(which: Callable[[Record], bool], reason: str) -> None:
-        nonlocal records
-        kept = [r for r in records if which(r)]
-        counts[reason] += len(records) - len(kept)
-        records = kept
-
-    if not values["all_licences"]:
-        keep(lambda r: r.reuse in REUSABLE, "licence")
-    if values["view"] != "any":
-        keep(lambda r: r.view.startswith(values["view"]), "view")
-    if values["source"]:
-        keep(lambda r: r.source in values["source"], "source")
-    if values["leave_out"]:
-        records = leave_out(records, values["leave_out"], seed=values["seed"])
-    check_disjoint(records)
-    keep(lambda r: r.split != "test", "test split")
-    uses = OBJECTIVE_USES[stage]
-    keep(lambda r: usable(r, uses, values), f"no {uses}")
-    said = f"{counts.pop('images')} images, left out for: " + (
-        ", ".join(f"{k} {n}" for k, n in (+counts).items()) or "-"
-    )
-    say(f"{said}; {len(records)} to learn {stage} from")
-    if not any(r.split == "train" for r in records):
-        raise UsageError(f"no image to learn {stage} from ({said}); name other --data or filter less")
-    return records
-
-
-OBJECTIVE_USES = {
-    "backbone": "findings",
-    "diagnosis": "label",
-    "severity": "zones",
-    "lungs": "lungs",
-    "simclr": "image",
-    "joint": "image",
-}
-
-
-def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
-    if uses == "findings":
-        return bool(np.isfinite(r.findings).any())
-    if uses == "label":
-        return r.label is not None
-    if uses == "zones":
-        return r.zones is not None or r.brixia is not None or (r.label == 0 and values["normal_weight"] > 0)
-    if uses == "lungs":
-        return r.lungs is not None or (values["network"] == "adain" and r.label is not None)
-    return True
 
 
 def without_broken(records: Sequence[Record], cache: ImageCache, say: Say) -> list[Record]:

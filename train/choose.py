@@ -1,0 +1,86 @@
+"""Which records of the data sets named a command works on, and what was left out and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cxrvit_edge.errors import UsageError
+from train.data.manifest import MASK_KINDS, REUSABLE
+from train.data.record import Record
+from train.data.sources import open_records
+from train.data.split import check_disjoint, leave_out
+
+USES = {
+    "backbone": "findings",
+    "diagnosis": "label",
+    "severity": "zones",
+    "lungs": "lungs",
+    "simclr": "image",
+    "joint": "image",
+}
+
+
+def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
+    if uses == "findings":
+        return bool(np.isfinite(r.findings).any())
+    if uses == "label":
+        return r.label is not None
+    if uses == "zones":
+        return r.zones is not None or r.brixia is not None or (r.label == 0 and values["normal_weight"] > 0)
+    if uses == "lungs":
+        return r.lungs is not None or (values["network"] == "adain" and r.label is not None)
+    return True
+
+
+def selected(values: Mapping[str, Any]) -> tuple[list[Record], Counter[str]]:
+    """All splits, by the options of data (train/options.py), and how many were left out for which reason.
+
+    UsageError if nothing is left.
+    """
+    counts: Counter[str] = Counter()
+    records = open_records(
+        values["data"],
+        uncertain=values["uncertain"],
+        absent=values["absent"],
+        left_out=counts,
+        masks=tuple(values["mask_kind"] or MASK_KINDS),
+        seed=values["seed"],
+    )
+    if not values["all_licences"]:
+        records = _keep(records, lambda r: r.reuse in REUSABLE, "licence", counts)
+    if values["view"] != "any":
+        records = _keep(records, lambda r: r.view.startswith(values["view"]), "view", counts)
+    if values["source"]:
+        records = _keep(records, lambda r: r.source in values["source"], "source", counts)
+    if not records:
+        raise UsageError(f"no image is left ({told(counts)}); name other --data or filter less")
+    if values["leave_out"]:
+        records = leave_out(records, values["leave_out"], seed=values["seed"])
+    check_disjoint(records)
+    return records, counts
+
+
+def chosen(stage: str, values: Mapping[str, Any], say: Callable[[str], None]) -> list[Record]:
+    """Train and val records that the stage can use. UsageError if there is none to learn from."""
+    records, counts = selected(values)
+    records = _keep(records, lambda r: r.split != "test", "test split", counts)
+    uses = USES[stage]
+    records = _keep(records, lambda r: usable(r, uses, values), f"no {uses}", counts)
+    say(f"{len(records)} images to learn {stage} from; left out: {told(counts)}")
+    if not any(r.split == "train" for r in records):
+        raise UsageError(f"no image to learn {stage} from ({told(counts)}); name other --data or filter less")
+    return records
+
+
+def told(counts: Counter[str]) -> str:
+    return ", ".join(f"{k} {n}" for k, n in (+counts).items()) or "none"
+
+
+def _keep(records: list[Record], which: Callable[[Record], bool], reason: str, counts: Counter[str]) -> list[Record]:
+    kept = [r for r in records if which(r)]
+    counts[reason] += len(records) - len(kept)
+    return kept
