@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from cxrvit_edge.model import checkpoint
 from cxrvit_edge.model.config import NetworkConfig
-from cxrvit_edge.model.folding import fold
+from cxrvit_edge.model.folding import fold, unfold
 from cxrvit_edge.model.triage_net import TriageNet
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -106,3 +108,71 @@ def test_folding_holds_for_any_statistics() -> None:
         expected = norm.double()(conv(image).double())
         found = folded(image)  # type: ignore[operator]
     assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+# Back again
+
+
+def films(n: int) -> torch.Tensor:
+    return torch.randn(n, 1, 64, 64, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture(scope="module")
+def unfolded(net: TriageNet) -> TriageNet:
+    return unfold(fold(net), [films(8)])
+
+
+def test_unfolding_changes_no_output(net: TriageNet, unfolded: TriageNet) -> None:
+    """On images that it was not unfolded on, as folded and as it was before it was folded."""
+    assert not unfolded.config.folded
+    assert unfolded.config == net.config
+    image, folded = films(3), fold(net)
+    with torch.inference_mode():
+        triples = zip(*(n.eval().training_forward(image) for n in (unfolded, folded, net)), strict=True)
+        for found, from_folded, from_first in triples:
+            scale = max(1.0, float(from_first.abs().max()))
+            torch.testing.assert_close(found, from_folded, rtol=0, atol=1e-4 * scale)
+            torch.testing.assert_close(found, from_first, rtol=0, atol=1e-4 * scale)
+
+
+def test_training_goes_on_where_the_function_was(net: TriageNet) -> None:
+    """On the images that it was unfolded on: the batch's statistics are the ones that were put in."""
+    torch.manual_seed(2)
+    first = copy.deepcopy(net).train()
+    for m in first.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None
+            m.reset_running_stats()
+    image = films(16)
+    with torch.no_grad():
+        first(image)  # its statistics are those of its images, as after training
+    folded = fold(first.eval())
+
+    def error(images: torch.Tensor) -> float:
+        again = unfold(folded, [images]).train()
+        with torch.no_grad():
+            pairs = zip(again.training_forward(image), folded.training_forward(image), strict=True)
+            return max(float((a - b).square().mean().sqrt() / b.square().mean().sqrt()) for a, b in pairs)
+
+    assert error(image) < 0.1  # a batch's variance is not quite the running one's
+    assert error(5 * image + 3) > 0.3
+
+
+def test_it_can_be_trained_and_folded_again(unfolded: TriageNet) -> None:
+    net = copy.deepcopy(unfolded).train()
+    before = {k: v.clone() for k, v in net.named_parameters()}
+    sum(out.square().mean() for out in net.training_forward(films(4))).backward()  # type: ignore[union-attr]
+    with torch.no_grad():
+        for p in net.parameters():
+            assert p.grad is not None
+            p.sub_(1e-3 * p.grad)
+    moved = [k for k, p in net.named_parameters() if not torch.equal(p, before[k])]
+    assert len(moved) > 0.95 * len(before)
+    net.eval()
+    with torch.inference_mode():
+        for a, b in zip(fold(net)(films(2)), net(films(2)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(b.abs().max())))
+
+
+def test_a_network_that_is_not_folded_stays(net: TriageNet) -> None:
+    assert unfold(net, []) is net
