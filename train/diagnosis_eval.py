@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import auc, delong, threshold_at_sensitivity
+from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, threshold_at_sensitivity
 from cxrvit_edge.model.config import CLASSES, FINDINGS
+from train.data.record import Record
 from train.intervals import DRAWS, Index, bootstrap, number, plain
 
 SENSITIVITY = 0.80  # the paper's, section 4.4
+LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
 RATES = ("sensitivity", "specificity", "accuracy")
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -128,3 +131,25 @@ def findings(
         out[name] |= plain(delong(truth[rows, k] == 1, logits[rows, k]))
         out[name] |= {"cluster_low": number(e[name].low), "cluster_high": number(e[name].high)}
     return {**out, "mean": {**plain(e["mean"]), "over": [FINDINGS[k] for k in defined]}}
+
+
+def within_source(records: Sequence[Record], logits: NDArray[np.float64], *, draws: int = DRAWS) -> dict[str, Any]:
+    """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away."""
+    labels = np.array([-1 if r.label is None else r.label for r in records])
+    sources = np.array([r.source for r in records])
+    out: dict[str, Any] = {}
+    for source in sorted(set(sources)):
+        chosen = np.flatnonzero(sources == source)
+        for a, b in combinations(sorted(set(labels[chosen])), 2):
+            pair = chosen[np.isin(labels[chosen], (a, b))]
+            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
+            if min(counts) < LEAST_IMAGES:
+                continue
+            margin = logits[pair, b] - logits[pair, a]
+            interval = cluster_bootstrap(
+                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
+                [records[int(i)].patient for i in pair],
+                draws=draws,
+            )
+            out[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**plain(interval), "images": counts}
+    return out

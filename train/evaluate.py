@@ -5,51 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, dice, mean_auc, severity
+from cxrvit_edge.metrics import cluster_bootstrap, delong, mean_auc, severity
 from cxrvit_edge.model.config import CLASSES
 from train.data.record import Record
-from train.diagnosis_eval import diagnosis, findings, rates, thresholds
+from train.diagnosis_eval import diagnosis, findings, rates, thresholds, within_source
+from train.films import Broken
 from train.intervals import DRAWS, number, plain
-from train.predict import Broken, Networks, Pooling, Predictions, predict, predict_files
+from train.lungs_eval import lung_dice
+from train.predict import Networks, Pooling, Predictions, predict_files
 from train.runs import Run, combine, find_weights, is_bundle, load_run
 from train.severity_eval import CUTS, brixia_scores, severity_figures, training_mean
 
-__all__ = ["Predictions", "brixia_scores", "dice", "evaluate_run", "figures_of", "predict", "report", "summary"]
+__all__ = ["Predictions", "evaluate_run", "figures_of", "report"]
 
 SCHEMA = 1
-LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
 CAVEAT = (
     "Source and label are confounded in public data: nearly all normal films come from one collection, nearly all "
     "COVID-19 films from others, and a network can score high by recognising the source (border, text, window, "
     "format). A high AUC here is no evidence of clinical performance; figures inside one source are closer to it. "
     "Research use only."
 )
-
-
-def summary(p: Predictions, *, brixia_threshold: float = 1.0) -> dict[str, float]:
-    """A line for the training log: mean AUC, AUC inside NIH, severity MSE, lung Dice, images without lungs."""
-    known = p.labels >= 0
-    nih = np.array([r.source == "nih" for r in p.records]) & known
-    out = {"auc": mean_auc(p.labels[known], p.probabilities[known])}
-    out["auc_nih_other"] = auc(p.labels[nih] == 1, p.probabilities[nih, 1] - p.probabilities[nih, 0])
-    truth, score = brixia_scores(p.records, brixia_threshold), p.scores
-    scored = np.isfinite(truth) & np.isfinite(score)
-    if scored.any():
-        out["severity_mse"] = severity(truth[scored], score[scored]).mse
-    for kind in sorted({r.lungs_kind for r in p.records if r.lungs_kind}):
-        out[f"dice_{kind}"] = float(
-            np.nanmean([d for d, r in zip(p.lung_dice, p.records, strict=True) if r.lungs_kind == kind])
-        )
-    out["no_lungs"] = float(np.isnan(p.zones[:, 0, 0]).mean())
-    return {k: round(v, 4) for k, v in out.items()}
 
 
 def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
@@ -77,43 +58,6 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
     out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in CUTS}
     out["lung_dice"] = lung_dice(p)
     out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())
-    return out
-
-
-def within_source(records: Sequence[Record], logits: NDArray[np.float64], *, draws: int = DRAWS) -> dict[str, Any]:
-    """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away."""
-    labels = np.array([-1 if r.label is None else r.label for r in records])
-    sources = np.array([r.source for r in records])
-    out: dict[str, Any] = {}
-    for source in sorted(set(sources)):
-        chosen = np.flatnonzero(sources == source)
-        for a, b in combinations(sorted(set(labels[chosen])), 2):
-            pair = chosen[np.isin(labels[chosen], (a, b))]
-            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
-            if min(counts) < LEAST_IMAGES:
-                continue
-            margin = logits[pair, b] - logits[pair, a]
-            interval = cluster_bootstrap(
-                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
-                [records[int(i)].patient for i in pair],
-                draws=draws,
-            )
-            out[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**plain(interval), "images": counts}
-    return out
-
-
-def lung_dice(p: Predictions, *, draws: int = DRAWS) -> dict[str, Any]:
-    """Mean Dice of the union of both lungs by mask convention, with an interval over patients."""
-    out = {}
-    for kind in sorted({r.lungs_kind for r in p.records if r.lungs_kind}):
-        chosen = [i for i, r in enumerate(p.records) if r.lungs_kind == kind]
-        values = p.lung_dice[chosen]
-        interval = cluster_bootstrap(
-            lambda i, values=values: float(values[i].mean()),  # type: ignore[misc]
-            [p.records[i].patient for i in chosen],
-            draws=draws,
-        )
-        out[kind] = {"images": len(chosen), **plain(interval)}
     return out
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cxrvit_edge.model.config import CLASSES, FINDINGS
+from train.diagnosis_eval import LEAST_IMAGES
 from train.tables import aligned, interval
 
 Evaluation = Mapping[str, Any]
@@ -65,7 +66,9 @@ def _diagnosis(e: Evaluation) -> Iterator[str]:
             found = part["diagnosis"]
             if found["images"]:
                 counts = "/".join(str(found["classes"][c]) for c in CLASSES)
-                rows.append([name, counts, *(interval(found["auc"][c]) for c in (*CLASSES, "mean"))])
+                enough = {c: min(n, found["images"] - n) >= LEAST_IMAGES for c, n in found["classes"].items()}
+                enough["mean"] = all(enough.values())
+                rows.append([name, counts, *(interval(v) if enough[c] else "too few" for c, v in found["auc"].items())])
         yield aligned(rows)
     rows = [["AUC inside one source", "images", "bootstrap (patients)"]]
     rows += [[name, "/".join(map(str, v["images"])), interval(v)] for name, v in e["auc_within_source"].items()]

@@ -23,7 +23,8 @@ from cxrvit_edge.report.thumbnails import thumbnail
 from cxrvit_edge.zones import clean_lung
 from train.data.record import Record
 from train.drawing import draw_contour, draw_course, draw_saliency, draw_severity
-from train.predict import Film, Float32, Networks, Outputs, Pooling, array_of, films, resized, run
+from train.films import Film, Float32, films
+from train.predict import Networks, Outputs, Pooling, array_of, resized, run
 from train.severity_eval import brixia_scores, zone_truth
 
 if TYPE_CHECKING:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,16 +15,12 @@ from torch import Tensor, nn
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import dice
-from cxrvit_edge.preprocess import Geometry, PreprocessConfig, preprocess
-from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.zones import severity_array, zone_masks
-from train.cache import read_record
-from train.data.masks import read_lungs
 from train.data.record import Record
+from train.films import Broken, Float32, films
 
 Pooling = Literal["max", "average"]
-Broken = Literal["error", "skip"]
-Float32 = NDArray[np.float32]
 TASKS = ("diagnosis", "severity", "lungs", "findings")
 
 
@@ -84,23 +77,6 @@ class Predictions:
         return self.zones.sum((1, 2)).astype(np.float64)
 
 
-class Batch(Protocol):
-    """image (B, 1, S, S); lungs (B, 2, h, w) in 0-1 and has_lungs (B,): the true masks and where there are any."""
-
-    image: Tensor
-    lungs: Tensor
-    has_lungs: Tensor
-
-
-class Batches(Protocol):
-    """What train.loader.Loader is: records, the index of those it gives, and their batches in that order."""
-
-    records: Sequence[Record]
-    index: Sequence[int]
-
-    def epoch(self, epoch: int) -> Iterator[Any]: ...
-
-
 class Outputs(NamedTuple):
     """Of a batch, where a network gives them: logits (B, 3), maps (B, h, w) and lungs (B, 2, h, w) in 0-1,
     findings (B, 10)."""
@@ -143,14 +119,6 @@ def _array(t: Tensor) -> Float32:
     return np.asarray(t.float().cpu().numpy(), np.float32)
 
 
-def predict(network: nn.Module | Networks, loader: Batches, *, pooling: Pooling = "max") -> Predictions:
-    """Of a loader's images, none of them augmented. A network alone is one with all heads (a joint network)."""
-    networks = network if isinstance(network, Networks) else Networks(network, network, network)
-    records = iter([loader.records[i] for i in loader.index])
-    parts = ((list(islice(records, len(b.image))), dict.fromkeys(TASKS, b.image), b) for b in loader.epoch(0))
-    return _collect(networks, parts, pooling)
-
-
 def predict_files(
     networks: Networks,
     records: Sequence[Record],
@@ -161,61 +129,38 @@ def predict_files(
     broken: Broken = "error",
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """The same from the images' files, read and preprocessed as on the edge (a training cache rounds to 8 bits).
+    """From the images' files, read and preprocessed as on the edge (a training cache rounds to 8 bits).
 
-    broken: a file that cannot be read is an InputError, or its record is left out of the predictions. workers: reading threads, 0 for one a core, at most 8.
+    broken: a file that cannot be read is an InputError, or its record is left out of the predictions.
+    workers: reading threads, 0 for one a core, at most 8.
     """
     configs = {task: networks.config(task) for task in networks.tasks}
     distinct = list(dict.fromkeys(configs.values()))
 
-    def batches() -> Iterator[tuple[list[Record], dict[str, Tensor], Batch]]:
-        done, ahead = 0, films(records, distinct, workers=workers, lungs=True, broken=broken)
-        while group := list(islice(ahead, batch)):
-            tensors = [torch.from_numpy(np.stack([f.tensors[i] for f in group])) for i in range(len(distinct))]
-            lungs = torch.from_numpy(np.stack([f.lungs for f in group]))
-            has = torch.tensor([f.record.lungs is not None for f in group])
-            images = {task: tensors[distinct.index(config)] for task, config in configs.items()}
-            yield [f.record for f in group], images, _Files(next(iter(images.values())), lungs, has)
-            done += len(group)
-            if progress:
-                progress(done, len(records))
-
-    return _collect(networks, batches(), pooling)
-
-
-@dataclass
-class _Files:
-    image: Tensor
-    lungs: Tensor
-    has_lungs: Tensor
-
-
-def _collect(
-    networks: Networks, batches: Iterable[tuple[list[Record], Mapping[str, Tensor], Batch]], pooling: Pooling
-) -> Predictions:
-    records: list[Record] = []
     logits: list[Float32] = []
-    findings: list[Float32] = []
-    zones, dices = [], []
-    for of, images, batch in batches:
-        records += of
-        out = run(networks, images)
-        n = len(batch.has_lungs)
-        logits.append(np.full((n, 3), np.nan, np.float32) if out.logits is None else out.logits)
+    said: list[Float32] = []
+    read, zones, dices = [], [], []
+    ahead = films(records, distinct, workers=workers, lungs=True, broken=broken)
+    while group := list(islice(ahead, batch)):
+        tensors = [torch.from_numpy(np.stack([f.tensors[i] for f in group])) for i in range(len(distinct))]
+        out = run(networks, {task: tensors[distinct.index(config)] for task, config in configs.items()})
+        read += [f.record for f in group]
+        logits.append(np.full((len(group), 3), np.nan, np.float32) if out.logits is None else out.logits)
         if out.findings is not None:
-            findings.append(out.findings)
-        for i in range(n):
-            known = bool(batch.has_lungs[i])
-            truth = batch.lungs[i].numpy() if known else None
+            said.append(out.findings)
+        for i, film in enumerate(group):
+            truth = None if film.record.lungs is None else film.lungs
             lungs = truth if out.lungs is None else out.lungs[i]
             zones.append(array_of(None if out.maps is None else out.maps[i], lungs, pooling))
             dices.append(np.nan if out.lungs is None or truth is None else _dice(out.lungs[i], truth))
+        if progress:
+            progress(len(read), len(records))
     return Predictions(
-        records,
+        read,
         np.concatenate(logits) if logits else np.zeros((0, 3), np.float32),
         np.array(zones, np.float32).reshape(-1, 3, 2),
         np.array(dices, np.float32),
-        np.concatenate(findings) if findings else None,
+        np.concatenate(said) if said else None,
     )
 
 
@@ -239,51 +184,3 @@ def resized(masks: Float32, shape: tuple[int, ...]) -> Float32:
 def _dice(lungs: Float32, truth: Float32) -> float:
     """Of the union of both lungs, on the truth's grid."""
     return dice(resized(lungs, truth.shape[1:]).max(0) >= 0.5, truth.max(0) >= 0.5)
-
-
-class Film(NamedTuple):
-    """tensors: (1, S, S) for each preprocessing; lungs (2, s, s) true masks in 0-1, zeros where there are none."""
-
-    record: Record
-    radiograph: Radiograph
-    geometry: Geometry
-    tensors: list[Float32]
-    lungs: Float32
-
-
-def films(
-    records: Iterable[Record],
-    configs: Sequence[PreprocessConfig],
-    *,
-    workers: int = 0,
-    lungs: bool = False,
-    broken: Broken = "error",
-) -> Iterator[Film]:
-    """In order, a few read ahead. geometry is that of the first of `configs`; lungs on half its size.
-
-    A file that cannot be read is an InputError, or left out.
-    """
-    workers = workers or min(8, os.cpu_count() or 1)
-
-    def one(record: Record) -> Film:
-        radiograph = read_record(record)
-        made = [preprocess(radiograph, config) for config in configs]
-        geometry = made[0][1]
-        truth: Float32 = np.zeros((2, geometry.size // 2, geometry.size // 2), np.float32)
-        if lungs and record.lungs is not None:
-            mask = read_lungs(record.lungs, geometry, geometry.size // 2)
-            truth = mask.astype(np.float32) / np.float32(255)
-        return Film(record, radiograph, geometry, [m[0] for m in made], truth)
-
-    rest = iter(records)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Film | None]] = deque(pool.submit(one, r) for r in islice(rest, 2 * workers))
-        try:
-            while ahead:
-                film = ahead.popleft().result()
-                ahead.extend(pool.submit(one, r) for r in islice(rest, 1))
-                if film is not None:
-                    yield film
-        finally:
-            for future in ahead:
-                future.cancel()

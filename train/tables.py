@@ -43,7 +43,7 @@ def place(e: Evaluation) -> frozenset[str]:
     """Keys of paper.Row that the run belongs to."""
     run = e["run"]
     config, options = run["config"], run["options"]
-    simclr = "simclr" in (options.get("init_stages") or ())
+    simclr = options.get("init") == "simclr"
     if run["network"] != "cxrvit":
         return frozenset({run["network"] + (" simclr" if simclr else "")})
     size = (config["layers"], config["heads"])
@@ -117,7 +117,8 @@ def _measured(table: Table, e: Evaluation) -> Iterator[tuple[str, Mapping[str, A
         return
     for cut, block in e.get("severity", {}).items():
         if block["images"]:
-            text = f"{e['split']} split of {', '.join(e['sources'])}; {block['images']} images with {cut}; {seen}"
+            scored = [s for s, part in e["groups"]["source"].items() if part["severity"][cut]["images"]]
+            text = f"{e['split']} split of {', '.join(scored)}; {block['images']} images with {cut}; {seen}"
             yield text, block
 
 
@@ -183,13 +184,11 @@ def _named(e: Evaluation) -> str:
     """A run in words."""
     run = e["run"]
     options, config = run["options"], run["config"]
-    stages = options.get("init_stages") or ()
     words = [f"{run['name']}: stage {run['stage']}, {run['network']}"]
     if run["network"] == "cxrvit":
         words.append(f"preset {run['preset']} ({config['layers']} layers, {config['heads']} heads)")
     words.append(f"{config['image_size']} px")
-    started = " and ".join(stages) or ("public weights" if options.get("weights") else "")
-    words.append(f"starts from {started}" if started else "from scratch")
+    words.append(f"starts from {options['init']} weights" if options.get("init") else "from scratch")
     if run["sources"]:
         words.append("trained on " + ", ".join(f"{s} {n}" if n else s for s, n in run["sources"].items()))
     return ", ".join(words)
