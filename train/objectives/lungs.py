@@ -96,7 +96,7 @@ class AdaINWeights:
     style: float = 0.2
     distillation: float = 2.0
     ramp: int = 500
-    share: float = 0.5
+    share: float = 0.25
 
 
 class AdaINObjective(LungObjective):
