@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.errors import UsageError
-from train.data.manifest import MASK_KINDS, REUSABLE
+from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS, REUSABLE
 from train.data.record import Record
 from train.data.sources import open_records
 from train.data.split import check_disjoint, leave_out
@@ -22,6 +22,26 @@ USES = {
     "simclr": "image",
     "joint": "image",
 }
+
+
+CHOICES = {
+    "view": ("any", "PA", "AP"),
+    "uncertain": ("ones", "zeros", "ignore"),
+    "absent": ("error", "skip"),
+    "mask_kind": (*MASK_KINDS, *OPTIONAL_KINDS),
+    "roi": ("max", "average"),
+    "split": ("train", "val", "test"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """UsageError for a value that is none of its choices, before anything is read."""
+    for name, allowed in CHOICES.items():
+        given = values.get(name)
+        wrong = [v for v in (given if isinstance(given, list) else [given]) if v is not None and v not in allowed]
+        if wrong:
+            raise UsageError(f"--{name.replace('_', '-')} {wrong[0]}: choose one of {', '.join(allowed)}")
 
 
 def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
@@ -41,6 +61,7 @@ def selected(values: Mapping[str, Any]) -> tuple[list[Record], Counter[str]]:
 
     UsageError if nothing is left.
     """
+    check(values)
     counts: Counter[str] = Counter()
     records = open_records(
         values["data"],

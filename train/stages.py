@@ -18,8 +18,7 @@ from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.preprocess import PreprocessConfig
 from train.augment import CONTRAST, Augmentation
 from train.cache import ImageCache, open_cache
-from train.choose import chosen
-from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS
+from train.choose import check, chosen
 from train.data.record import Record
 from train.data.split import class_counts, class_weights
 from train.distributed import World, in_turn, world
@@ -95,24 +94,6 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
             say=say,
         )
         return trainer.run()
-
-
-CHOICES = {
-    "view": ("any", "PA", "AP"),
-    "uncertain": ("ones", "zeros", "ignore"),
-    "absent": ("error", "skip"),
-    "mask_kind": (*MASK_KINDS, *OPTIONAL_KINDS),
-    "roi": ("max", "average"),
-}
-
-
-def check(values: Mapping[str, Any]) -> None:
-    """UsageError for a value that is none of its choices, before anything is read."""
-    for name, allowed in CHOICES.items():
-        given = values.get(name)
-        wrong = [v for v in (given if isinstance(given, list) else [given]) if v is not None and v not in allowed]
-        if wrong:
-            raise UsageError(f"--{name.replace('_', '-')} {wrong[0]}: choose one of {', '.join(allowed)}")
 
 
 def _freeze_rest(stage: str, net: nn.Module, config: NetworkConfig) -> None:

@@ -28,10 +28,11 @@ def start_from(net: nn.Module, path: Path, images: Callable[[], Iterable[Tensor]
     tensors, config, extra = checkpoint.load(path)
     if config.folded:
         folded = checkpoint.network(tensors, config, name=str(path))
-        tensors = unfold(folded, images()).state_dict()
-    for prefix in ("objective.net.",):  # last.safetensors of a run
-        if any(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        absent = {k for k in folded.state_dict() if k not in tensors and not k.endswith("num_batches_tracked")}
+        tensors = {k: v for k, v in unfold(folded, images()).state_dict().items() if k not in absent}
+    prefix = "objective.net."  # last.safetensors of a run
+    if any(k.startswith(prefix) for k in tensors):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return _load(net, {k: v.float() for k, v in tensors.items()}, f"{path} ({extra.get('stage', 'bundle')})")
 
 
