@@ -65,8 +65,8 @@ def from_checkpoint(source: Path, records: Sequence[Record], work: Path, name: s
     preprocessing = PreprocessConfig.from_dict(extra.get("preprocessing", {}))
     if preprocessing.size != config.image_size:
         raise UsageError(
-            f"{source}: its preprocessing gives {preprocessing.size} pixels a side, its network takes "
-            f"{config.image_size}; train again"
+            f"{source}: trained on {preprocessing.size} pixels a side at the end, its network takes "
+            f"{config.image_size}; end --schedule at {config.image_size}, or --image-size {preprocessing.size}"
         )
     net = checkpoint.network(tensors, config, name=str(source))
     reference = write_weights(net, work / WEIGHTS, {"preprocessing": preprocessing.to_dict()})

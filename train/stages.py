@@ -72,7 +72,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
         records = without_broken(records, cache, tell)
         if stage == "severity":
             with in_turn(where):
-                cache = _with_lungs(records, cache, preprocessing, folder, values, recipe, where, tell)
+                cache = _with_lungs(records, cache, preprocessing, folder, values, where, tell)
         torch.manual_seed(recipe.seed)
         net = build.build(config)
         _freeze_rest(stage, net, config)
@@ -224,7 +224,6 @@ def _with_lungs(
     preprocessing: PreprocessConfig,
     folder: Path,
     values: Mapping[str, Any],
-    recipe: Recipe,
     where: World,
     say: Say,
 ) -> ImageCache:
@@ -233,10 +232,10 @@ def _with_lungs(
         path = Bundle.open(path).file(WEIGHTS)
     elif path.is_dir():
         path = path / "model.safetensors"
-    segmenter, config, _ = build.load(path)
+    segmenter, config, extra = build.load(path)
     if not hasattr(segmenter, "segment"):
         raise UsageError(f"--lungs {path}: a {config.network} segments nothing; name a run of stage lungs or joint")
-    size = min(preprocessing.size, max(p.size for p in recipe.phases))
+    size = int(extra.get("preprocessing", {}).get("size", config.image_size))
     return segmented(records, cache, segmenter, preprocessing, folder, size=size, device=where.device, say=say)
 
 

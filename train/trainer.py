@@ -97,8 +97,8 @@ class Trainer:
             with self._signals():
                 due, self._due = self._due, False
                 ended = (due and self._validate(log)) or self._out_of_patience()
-                for batches in () if ended else self._batches():
-                    self._one_step(batches)
+                for batches in () if ended else self.batches():
+                    self.take(batches)
                     if log:
                         log.step(self.step, sum(len(b.image) for b in batches) * self.where.size)
                         if self.step % LOG_EVERY == 0 or self.step == self.timeline.steps:
@@ -126,7 +126,7 @@ class Trainer:
 
     # Steps
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is still to come."""
         steps = self.timeline.steps
         while self.step < steps:
@@ -148,7 +148,7 @@ class Trainer:
             settings |= {"augmentation": self.recipe.augmentation, "training": False}
         return Loader(self.records, self.cache, index, self.preprocessing, size=size, batch=batch, **settings)
 
-    def _one_step(self, batches: list[Batch]) -> None:
+    def take(self, batches: list[Batch]) -> None:
         torch.manual_seed((self.recipe.seed << 32) + (self.step << 8) + self.where.rank)  # nothing else is random
         self._train_mode()
         for group in self.optimizer.param_groups:
@@ -276,7 +276,7 @@ class Trainer:
             "stage": self.objective.name,
             "recipe": self.recipe.to_dict(),
             "data": state.data_digest(self.records),
-            "preprocessing": self.preprocessing.to_dict(),
+            "preprocessing": {**self.preprocessing.to_dict(), "size": self.recipe.phases[-1].size},  # as it ends
             "processes": self.where.size,
             "about": self.about,
         }
