@@ -28,7 +28,7 @@ from train.objectives.simclr import SimCLR, nt_xent
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 TINY = NetworkConfig("edge", layers=1, heads=2, width=16, image_size=64, map_widths=(8, 4, 4), lung_widths=(8, 8, 8, 8))
-VALUES = {"class_weight": True, "label_smoothing": 0.1, "roi": "max", "temperature": 0.5}
+VALUES = {"class_weight": True, "label_smoothing": 0.1, "roi": "max", "temperature": 0.2}
 EVERY = ("backbone", "diagnosis", "severity", "lungs", "simclr", "joint")
 
 
@@ -91,13 +91,13 @@ def test_a_few_steps_lower_the_loss(stage: str) -> None:
     o = objective(stage).train()
     adam = torch.optim.Adam([p for p in o.parameters() if p.requires_grad], lr=3e-3)
     losses = []
-    for _ in range(4):
+    for _ in range(6 if stage == "simclr" else 4):
         adam.zero_grad()
         current = loss(o(batch(), 10_000))
         current.backward()
         adam.step()
         losses.append(current.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.9 * losses[0], losses
 
 
 @pytest.mark.parametrize("stage", EVERY)
