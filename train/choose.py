@@ -52,7 +52,9 @@ def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
     if uses == "zones":
         return r.zones is not None or r.brixia is not None or (r.label == 0 and values["normal_weight"] > 0)
     if uses == "lungs":
-        return r.lungs is not None or (values["network"] == "adain" and r.label is not None)
+        if values["network"] == "adain":
+            return r.lungs is not None or r.label is not None
+        return r.lungs is not None and (r.split != "train" or r.lungs_kind not in ("lungvae", "v7"))  # no codes for them
     return True
 
 

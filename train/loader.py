@@ -19,14 +19,15 @@ from train.augment import Augmentation, augment, negative
 from train.cache import ImageCache
 from train.data.record import Record
 
-CONVENTIONS = ("generalblockchain", "shenzhen", "lungvae", "v7")  # of lung masks: Batch.convention counts along them
+CONVENTIONS = ("generalblockchain", "shenzhen", "hospital", "lungvae", "v7")  # of lung masks, by Batch.convention;
+OWN = CONVENTIONS.index("hospital")  # a hospital's own, and any other name
 AHEAD = 2  # batches that are made while the network runs
 
 
 @dataclass
 class Batch:
     """image (B, 1, S, S) normalised, other_view the same differently augmented (empty unless asked for);
-    lungs (B, 2, S/2, S/2) in 0-1; has_lungs, is_negative (B,) bool; convention (B,) of CONVENTIONS, -1 another or none;
+    lungs (B, 2, S/2, S/2) in 0-1; has_lungs, is_negative (B,) bool; convention (B,) of CONVENTIONS, -1 without masks;
     label (B,), -1 unknown; findings (B, 10), NaN unknown; zones, zone_weight (B, 3, 2), weight 0 unknown."""
 
     image: Tensor
@@ -161,8 +162,9 @@ class Loader:
             has_lungs[j] = sample.negative or record.lungs is not None
             if sample.negative:
                 continue
-            if record.lungs_kind in CONVENTIONS:
-                convention[j] = CONVENTIONS.index(record.lungs_kind)
+            if record.lungs is not None:
+                kind = record.lungs_kind
+                convention[j] = CONVENTIONS.index(kind) if kind in CONVENTIONS else OWN
             label[j] = -1 if record.label is None else record.label
             findings[j] = record.findings
             zones[j], weight[j] = self._zones(record)

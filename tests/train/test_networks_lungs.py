@@ -109,7 +109,9 @@ def test_each_image_of_a_batch_has_its_own_convention() -> None:
 def test_unknown_codes_are_refused() -> None:
     net, image = build("adain"), torch.randn(1, 1, 64, 64)
     assert isinstance(net, AdaINSegmenter)
-    with pytest.raises(UsageError, match="style code 'v8': choose one of generalblockchain, shenzhen, lungvae, v7"):
+    with pytest.raises(
+        UsageError, match="style code 'v8': choose one of generalblockchain, shenzhen, hospital, lungvae, v7"
+    ):
         net.segment(image, "v8")
     with pytest.raises(UsageError, match="style code 'sick': choose one of normal, abnormal"):
         net.translate(image, "sick")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 SIZE = 64
 TINY = NetworkConfig("edge", layers=1, heads=2, width=16, image_size=SIZE, lung_widths=(8, 8, 8, 8))
-GB, SHENZHEN, LUNGVAE, V7 = range(4)
+GB, SHENZHEN, LUNGVAE, V7 = (CONVENTIONS.index(c) for c in ("generalblockchain", "shenzhen", "lungvae", "v7"))
 
 
 @pytest.fixture(autouse=True)

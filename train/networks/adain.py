@@ -21,7 +21,7 @@ from cxrvit_edge.model.severity import upsize
 from train.loader import CONVENTIONS
 from train.networks.unet import Encoder, levels
 
-DEFAULT = ("generalblockchain", "shenzhen")  # both lungs as radiologists draw them; share the fixed code
+DEFAULT = ("generalblockchain", "shenzhen", "hospital")  # both lungs as radiologists draw them; share the fixed code
 DOMAINS = ("normal", "abnormal")
 STYLE = 16  # size of a code, StarGAN v2's for this generator
 
