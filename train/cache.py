@@ -24,7 +24,7 @@ from cxrvit_edge.radiograph import Radiograph, read
 from train.data.masks import read_lungs
 from train.data.record import Record
 
-VERSION = 2
+VERSION = 3
 Pixels = NDArray[np.uint8]
 _ARRAYS = ("", "lungs.", "sums.")  # files beside the index
 
@@ -32,7 +32,7 @@ _ARRAYS = ("", "lungs.", "sums.")  # files beside the index
 class ImageCache:
     """images: (N, S, S) uint8; lungs: (N, 2, S/2, S/2) uint8, zeros where a record has none. Read-only maps.
 
-    sums: (N,) hash of each row as it was made; `row` checks it the first time it reads one.
+    sums: (N, 2) hashes of each row's image and lungs as they were made; `row` checks them when it first reads one.
     broken: rows whose file could not be read (only where that is allowed).
     """
 
@@ -45,7 +45,7 @@ class ImageCache:
         where: str = "the cache",
     ) -> None:
         self.images, self.lungs, self.geometries = images, lungs, geometries
-        self._sums, self.where = sums, where
+        self.sums, self.where = sums, where
         self._unchecked = np.full(len(images), sums is not None)
 
     @property
@@ -56,8 +56,8 @@ class ImageCache:
         """image (S, S), lungs (2, S/2, S/2). UsageError if they are not what was written."""
         image, lungs = self.images[i], self.lungs[i]
         if self._unchecked[i]:
-            assert self._sums is not None
-            if _sum(image, lungs) != self._sums[i]:
+            assert self.sums is not None
+            if (sum_of(image), sum_of(lungs)) != tuple(self.sums[i]):
                 raise UsageError(f"{self.where}: row {i} is damaged; delete this cache, it is made again")
             self._unchecked[i] = False
         return np.asarray(image), np.asarray(lungs)
@@ -75,14 +75,26 @@ def open_cache(
 
     broken: a file that cannot be read is an InputError, or an empty row listed in `ImageCache.broken`.
     """
-    key = _key(records, config, broken)
-    base, index = folder / f"{key}.npy", folder / f"{key}.json"
-    if not all(p.is_file() for p in (index, *(_beside(base, name) for name in _ARRAYS))):
+    base = folder / f"{_key(records, config, broken)}.npy"
+    cache = _open(base, len(records))
+    if cache is None:
         folder.mkdir(parents=True, exist_ok=True)
         _build(records, base, config, broken, progress)
-    geometries = [Geometry(**row) if row else None for row in json.loads(index.read_text())]
-    arrays = [np.load(_beside(base, name), mmap_mode="r") for name in ("", "lungs.")]
-    return ImageCache(arrays[0], arrays[1], geometries, np.load(_beside(base, "sums.")), str(base))
+        cache = _open(base, len(records))
+    assert cache is not None
+    return cache
+
+
+def _open(base: Path, n: int) -> ImageCache | None:
+    """None if a file is absent or was cut short: it is made again."""
+    try:
+        rows = json.loads(base.with_suffix(".json").read_text())
+        images, lungs, sums = (np.load(_beside(base, name), mmap_mode="r") for name in ("", "lungs.", "sums."))
+    except (OSError, ValueError, EOFError):
+        return None
+    if not len(rows) == len(images) == len(lungs) == len(sums) == n:
+        return None
+    return ImageCache(images, lungs, [Geometry(**row) if row else None for row in rows], np.asarray(sums), str(base))
 
 
 def read_record(record: Record) -> Radiograph:
@@ -107,10 +119,8 @@ def _key(records: Sequence[Record], config: PreprocessConfig, broken: str) -> st
     return digest.hexdigest()[:16]
 
 
-def _sum(image: Pixels, lungs: Pixels) -> int:
-    digest = hashlib.blake2b(image.tobytes(), digest_size=8)
-    digest.update(lungs.tobytes())
-    return int.from_bytes(digest.digest(), "little")
+def sum_of(pixels: Pixels) -> int:
+    return int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "little")
 
 
 def _build(
@@ -127,7 +137,7 @@ def _build(
     lungs = np.lib.format.open_memmap(
         parts["lungs."], "w+", np.uint8, (n, 2, size // 2, size // 2)
     )  # holes cost nothing
-    sums = np.zeros(n, np.uint64)
+    sums = np.zeros((n, 2), np.uint64)
 
     def one(i: int) -> Geometry | None:
         try:
@@ -135,13 +145,13 @@ def _build(
         except InputError:
             if broken == "error":
                 raise
-            sums[i] = _sum(images[i], lungs[i])
+            sums[i] = sum_of(images[i]), sum_of(lungs[i])
             return None
         images[i] = np.clip(np.rint(tensor[0] * config.scale + config.offset), 0, 255).astype(np.uint8)
         mask = records[i].lungs
         if mask is not None:
             lungs[i] = read_lungs(mask, geometry, size // 2)
-        sums[i] = _sum(images[i], lungs[i])
+        sums[i] = sum_of(images[i]), sum_of(lungs[i])
         return geometry
 
     geometries = []

@@ -54,7 +54,9 @@ def usable(r: Record, uses: str, values: Mapping[str, Any]) -> bool:
     if uses == "lungs":
         if values["network"] == "adain":
             return r.lungs is not None or r.label is not None
-        return r.lungs is not None and (r.split != "train" or r.lungs_kind not in ("lungvae", "v7"))  # no codes for them
+        return r.lungs is not None and (
+            r.split != "train" or r.lungs_kind not in ("lungvae", "v7")
+        )  # no codes for them
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -96,13 +96,14 @@ class Loader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """This process's share of the batches of `epoch`, from batch number `start` on."""
         order = self._order(epoch)
-        chunks = [order[i * self.batch : (i + 1) * self.batch] for i in range(start, self.batches())]
+        draws = np.stack([order, _times_before(order)], 1)  # (N, 2)
+        chunks = [draws[i * self.batch : (i + 1) * self.batch] for i in range(start, self.batches())]
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             pending: deque[tuple[NDArray[np.int64], list[Future[_Sample]]]] = deque()
             try:
                 for chunk in chunks:
                     own = chunk[self.rank :: self.ranks]
-                    pending.append((own, [pool.submit(self._sample, epoch, int(i)) for i in own]))
+                    pending.append((own[:, 0], [pool.submit(self._sample, epoch, int(i), int(n)) for i, n in own]))
                     if len(pending) > AHEAD:
                         yield self._collate(*pending.popleft())
                 while pending:
@@ -125,7 +126,8 @@ class Loader:
         rng.shuffle(order)
         return order
 
-    def _sample(self, epoch: int, i: int) -> _Sample:
+    def _sample(self, epoch: int, i: int, again: int) -> _Sample:
+        """again: how often the image came before in this epoch, as it may when classes are balanced."""
         pixels, mask = self.cache.row(i)
         if self.size != pixels.shape[0]:
             half = self.size // 2
@@ -136,7 +138,7 @@ class Loader:
                 mask = np.zeros((2, half, half), np.uint8)
         if self.augmentation is None:
             return _Sample([pixels] * self.views, mask, False)
-        rng = np.random.default_rng([self.seed, epoch, i])
+        rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
         turned = rng.random() < self.augmentation.negative
         first, lungs = augment(pixels, mask, self.augmentation, rng)
         if turned:
@@ -183,3 +185,13 @@ class Loader:
             return (record.brixia >= self.brixia_threshold).astype(np.float32), 1.0
         # ours: a normal film has no lesion in any zone
         return np.zeros((3, 2), np.float32), self.normal_weight if record.label == 0 else 0.0
+
+
+def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,): how often each entry of `order` came before it."""
+    seen: Counter[int] = Counter()
+    out = np.zeros_like(order)
+    for k, i in enumerate(order.tolist()):
+        out[k] = seen[i]
+        seen[i] += 1
+    return out

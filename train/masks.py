@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cxrvit_edge.preprocess import PreprocessConfig
-from train.cache import ImageCache
+from train.cache import ImageCache, sum_of
 from train.data.record import Record
 from train.loader import Loader
 
@@ -55,9 +55,13 @@ def segmented(
             if r.lungs is not None:
                 lungs[i] = cache.lungs[i]
         lungs.flush()
+        np.save(path.with_suffix(".sums.npy"), np.array([sum_of(mask) for mask in lungs], np.uint64))
         del lungs
-        part.replace(path)
-    return ImageCache(cache.images, np.load(path, mmap_mode="r"), cache.geometries)
+        part.replace(path)  # last: its presence says that both are whole
+    sums = None
+    if cache.sums is not None:
+        sums = np.stack([cache.sums[:, 0], np.load(path.with_suffix(".sums.npy"))], 1)
+    return ImageCache(cache.images, np.load(path, mmap_mode="r"), cache.geometries, sums, str(path))
 
 
 def _key(segmenter: nn.Module, cache: ImageCache, size: int) -> str:

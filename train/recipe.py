@@ -55,7 +55,8 @@ class Recipe:
 
     lr: peak learning rate at the first phase's batch; scaled by the root of the batch in the others
     decay: of lr after `warmup` steps of linear rise; "step" is a tenth at a half and again at three quarters
-    clip: largest gradient norm, 0 for none; accumulate: micro-batches a step; ema: decay of the weights' average, 0 off
+    clip: largest gradient norm, 0 for none; accumulate: micro-batches a step, each weighed by itself
+    ema: decay of the weights' average, 0 off
     precision: of the arithmetic under autocast; auto is bf16 or fp16 on a GPU, fp32 on a CPU
     validate: steps between validations, 0 for each epoch; patience: validations without gain before it stops, 0 never
     freeze: "none", "batchnorm" (its statistics) or "backbone" (weights and statistics)

@@ -111,9 +111,14 @@ def network_config(stage: str, values: Mapping[str, Any]) -> NetworkConfig:
         raise UsageError(f"--network {network}: stage {stage} trains {', '.join(NETWORKS[stage])}")
     size = values["image_size"]
     sizes = {k: values[k] for k in ("layers", "heads", "width") if values[k] is not None}
-    stride = 32 * max(1, size // 512) if network == "cxrvit" else 32
+    stride = stride_of(network, size)
     base = preset(values["preset"])
     return replace(base, **sizes, network=network, corpus=values["corpus"], image_size=size, stride=stride)
+
+
+def stride_of(network: str, size: int) -> int:
+    """Pixels a token stands for: a cxrvit keeps its 16 x 16 tokens at 1024 pixels and more."""
+    return 32 * max(1, size // 512) if network == "cxrvit" else 32
 
 
 def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
@@ -125,6 +130,9 @@ def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
     recipe = changed(default(stage, values["preset"]), **{k: values[k] for k in names})
     if values["schedule"]:
         recipe = replace(recipe, phases=parse_schedule(values["schedule"]))
+    stride = stride_of(values["network"], values["image_size"])
+    if any(p.size % stride for p in recipe.phases):
+        raise UsageError(f"--schedule: sizes are multiples of {stride} with --image-size {values['image_size']}")
     if any(p.size > values["image_size"] for p in recipe.phases):
         raise UsageError(f"--schedule asks for more than the {values['image_size']} pixels that are kept; --image-size")
     if stage == "simclr" and not values["augment"]:

@@ -252,14 +252,22 @@ class Trainer:
             value = self._agreed(figures[self.objective.metric])
             if log:
                 log.validation(self.step, name, figures)
-            if math.isnan(self.best) or (value > self.best if self.objective.higher else value < self.best):
-                self.best, gained = value, True
+            better = self._better(value)
+            if better or math.isnan(self.best):  # where nothing is defined the newest are kept
                 self._keep(net, figures)
+            if better:
+                self.best, gained = value, True
         self.since_best = 0 if gained else self.since_best + 1
         return self._out_of_patience()
 
     def _out_of_patience(self) -> bool:
         return bool(self.recipe.patience) and self.since_best >= self.recipe.patience
+
+    def _better(self, value: float) -> bool:
+        """A figure that is not defined on val is no gain."""
+        if math.isnan(value) or math.isnan(self.best):
+            return not math.isnan(value)
+        return value > self.best if self.objective.higher else value < self.best
 
     def _agreed(self, value: float) -> float:
         """The same in all processes, whose arithmetic may differ in the last digit."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cxrvit_edge.metrics import auc, dice, mean_auc
+from cxrvit_edge.metrics import auc, dice
 from cxrvit_edge.zones import severity_array, zone_masks
 from train.loader import CONVENTIONS, Batch
 
@@ -25,7 +25,7 @@ def judge(
     findings: bool = False,
     roi: Literal["max", "average"] = "max",
 ) -> dict[str, float]:
-    """Figures of what is asked for: auc (mean over classes), severity_mse (0-6 scale, on images with lungs),
+    """Figures of what is asked for: auc (mean over the classes that are there), severity_mse (0-6, images with lungs),
     dice_<convention> and dice, findings_auc (mean over findings with both outcomes). NaN where nothing is known.
 
     Zones come from the batch's masks, or from the network's own where `lungs` is asked for and an image has none.
@@ -53,7 +53,9 @@ def judge(
     figures: dict[str, float] = {}
     if diagnosis:
         known = data["label"] >= 0
-        figures["auc"] = mean_auc(data["label"][known], softmax(data["logits"][known])) if known.any() else np.nan
+        p = softmax(data["logits"][known]) if known.any() else np.zeros((0, 3))
+        areas = [_area((data["label"][known] == k).astype(np.float64), p[:, k]) for k in range(p.shape[1])]
+        figures["auc"] = float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan
     if severity:
         known = np.isfinite(data["score"]) & np.isfinite(data["truth"])
         figures["severity_mse"] = float(((data["score"] - data["truth"])[known] ** 2).mean()) if known.any() else np.nan

@@ -196,6 +196,18 @@ def test_a_cache_that_is_deleted_in_part_is_made_again(folder: Folder, opener: O
     np.testing.assert_array_equal(np.stack([again.row(i)[0] for i in range(12)]), wanted)
 
 
+@pytest.mark.parametrize("part", [".npy", ".lungs.npy", ".sums.npy", ".json"])
+def test_a_cache_that_was_cut_short_is_made_again(folder: Folder, opener: Opener, part: str) -> None:
+    records = manifest.read(folder.root)
+    wanted = opener(records).images.copy()
+    (index,) = opener.folder.glob("*.json")
+    path = index.with_name(index.stem + part)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    again = opener(records)
+    assert opener.made == 12
+    np.testing.assert_array_equal(again.images, wanted)
+
+
 BUILD = """
 import sys
 sys.path[:0] = [{root!r}]

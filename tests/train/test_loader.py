@@ -221,6 +221,16 @@ def test_balance_draws_classes_equally(drawn: Drawn) -> None:
     assert shares(True) == pytest.approx([1 / 3, 1 / 3, 1 / 3], abs=0.05)
 
 
+def test_an_image_drawn_twice_in_an_epoch_is_augmented_twice(drawn: Drawn) -> None:
+    records, cache = drawn
+    records = [replace(r, label=int(i > 0)) for i, r in enumerate(records)]  # the first makes up half of the draws
+    still = replace(Augmentation(), noise=1.0, negative=0.0)
+    train = loader((records, cache), range(10), batch=10, augmentation=still, balance=True, seed=1)
+    (b,) = train.epoch(0)
+    first = [film.numpy().tobytes() for film, label in zip(b.image, b.label.tolist(), strict=True) if label == 0]
+    assert len(first) > 2 and len(set(first)) == len(first)
+
+
 # Two views
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cxrvit_edge.errors import UsageError
 from cxrvit_edge.preprocess import PreprocessConfig
-from train.cache import ImageCache
+from train.cache import ImageCache, sum_of
 from train.data.record import Record
 from train.masks import segmented
 
@@ -81,7 +82,7 @@ def test_they_are_made_once(films: Drawn, tmp_path: Path) -> None:
     again = run(films, net, tmp_path, said=said)
     assert net.seen == said == []
     np.testing.assert_array_equal(again.lungs, first.lungs)
-    assert [p.suffixes for p in tmp_path.iterdir()] == [[".segmented", ".npy"]]
+    assert sorted(p.suffixes[1:] for p in tmp_path.iterdir()) == [[".npy"], [".sums", ".npy"]]
     with pytest.raises(ValueError, match="read-only"):
         again.lungs[0] = 0
 
@@ -98,7 +99,7 @@ def test_another_segmenter_size_or_cache_makes_another_file(films: Drawn, tmp_pa
         net = Bright(level)
         run(given, net, tmp_path, size)
         assert [tuple(image.shape) for image in net.seen] == [(1, size, size)] * 2
-        assert len(list(tmp_path.iterdir())) == number
+        assert len(list(tmp_path.glob("*.segmented.npy"))) == number
 
 
 def test_a_smaller_size_gives_masks_of_the_caches_size(films: Drawn, tmp_path: Path) -> None:
@@ -140,3 +141,20 @@ def test_a_run_that_breaks_off_leaves_nothing_that_is_taken_for_whole(films: Dra
     found = run(films, net, tmp_path)
     assert len(net.seen) == 2
     assert found.lungs[3].any()
+
+
+def test_a_damaged_mask_is_noticed(films: Drawn, tmp_path: Path) -> None:
+    """Images by the sums of the cache, masks by those made with them."""
+    records, cache = films
+    sums = np.array([[sum_of(a), sum_of(b)] for a, b in zip(cache.images, cache.lungs, strict=True)], np.uint64)
+    films = records, ImageCache(cache.images, cache.lungs, list(cache.geometries), sums, cache.where)
+    made = run(films, Bright(0.2), tmp_path)
+    for i in range(len(records)):
+        made.row(i)
+    (path,) = tmp_path.glob("*.segmented.npy")
+    with path.open("r+b") as f:
+        f.seek(-10, 2)
+        f.write(b"\x07")
+    again = run(films, Bright(0.2), tmp_path)
+    with pytest.raises(UsageError, match="row 9 is damaged"):
+        again.row(9)

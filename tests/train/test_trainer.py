@@ -181,6 +181,17 @@ def test_patience_ends_a_run(drawn: Drawn, tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "model.safetensors")[2]["step"] == 2
 
 
+def test_a_figure_that_is_not_defined_is_no_gain(drawn: Drawn, tmp_path: Path) -> None:
+    """The newest weights are kept until one is defined; patience runs all the same."""
+    recipe = replace(RECIPE, ema=0.0, phases=parse_schedule("64:9:3"), validate=1, patience=3)
+    run = trainer(drawn, tmp_path / "a", recipe, figures=[math.nan] * 9)
+    run.run()
+    assert run.step == 3 and checkpoint.load(tmp_path / "a" / "model.safetensors")[2]["step"] == 3
+    run = trainer(drawn, tmp_path / "b", recipe, figures=[math.nan, 0.6, math.nan, 0.5, math.nan])
+    run.run()
+    assert run.step == 5 and checkpoint.load(tmp_path / "b" / "model.safetensors")[2]["step"] == 2
+
+
 def test_without_val_the_last_weights_are_kept(drawn: Drawn, tmp_path: Path) -> None:
     records, cache = drawn
     train_only = [r if r.split == "train" else replace(r, split="test") for r in records]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cxrvit_edge.metrics import auc
 from cxrvit_edge.zones import severity_array, zone_masks
-from train.loader import Batch
+from train.loader import CONVENTIONS, Batch
 from train.validation import judge, softmax
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -72,7 +73,7 @@ def batch(rows: list[int] | range = range(N), **changes: Tensor) -> Batch:
         "lungs": torch.stack([pair(2, 30)] * 4 + [torch.zeros(2, S, S)] * 2),
         "has_lungs": torch.tensor([True] * 4 + [False] * 2),
         "is_negative": torch.zeros(N, dtype=torch.bool),
-        "convention": torch.tensor([0, 0, 2, -1, -1, -1]),
+        "convention": torch.tensor([0, 0, CONVENTIONS.index("lungvae"), -1, -1, -1]),
         "label": torch.full((N,), -1),
         "findings": torch.full((N, 10), NAN),
         "zones": torch.zeros(N, 3, 2),
@@ -180,6 +181,11 @@ def test_nothing_known_is_not_a_number(net: Told) -> None:
         assert math.isnan(judge(net, [b], **{wanted: True})[name])  # type: ignore[arg-type]
 
 
-def test_a_class_without_images_is_not_a_number(net: Told) -> None:
-    """Rather than a mean of the others, which another epoch could not be held against."""
-    assert math.isnan(judge(net, [batch(label=torch.tensor([0, 0, 1, 1, 0, 1]))], diagnosis=True)["auc"])
+def test_a_class_without_images_has_no_area(net: Told) -> None:
+    """The mean is of the others: every epoch is judged on the same images; with one class alone there is none."""
+    b = batch(label=torch.tensor([0, 0, 1, 1, 0, 1]))
+    p = softmax(net.training_forward(b.image).logits.numpy())
+    label = b.label.numpy()
+    areas = [auc(label == k, p[:, k]) for k in (0, 1)]
+    assert judge(net, [b], diagnosis=True)["auc"] == pytest.approx(np.mean(areas))
+    assert math.isnan(judge(net, [batch(label=torch.zeros(6, dtype=torch.long))], diagnosis=True)["auc"])
