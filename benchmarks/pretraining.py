@@ -21,7 +21,7 @@ from benchmarks.record import record
 from cxrvit_edge.metrics import cluster_bootstrap, mean_auc
 from train.choose import selected
 from train.data.record import Record
-from train.evaluate import evaluate_run
+from train.evaluate import within_source
 from train.options import VERBS
 from train.predict import Predictions, predict_files
 from train.runs import combine, load_run
@@ -68,8 +68,8 @@ def main() -> None:
         "all_licences": False,
     }
     records, _ = selected(values)
-    base = {split: predicted(options.out / "scratch", records, split) for split in ("val", "test")}
-    rows = [row(name, options.out, records, base) for name in ROWS]
+    found = {name: {split: predicted(options.out / name, records, split) for split in ("val", "test")} for name in ROWS}
+    rows = [row(name, found) for name in ROWS]
     for r in rows:
         print(r)
     if options.record:
@@ -81,26 +81,24 @@ def predicted(run: Path, records: list[Record], split: str) -> Predictions:
     return predict_files(networks, [r for r in records if r.split == split and r.label is not None])
 
 
-def row(name: str, out: Path, records: list[Record], base: dict[str, Predictions]) -> dict[str, Any]:
+def row(name: str, found: dict[str, dict[str, Predictions]]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for split in ("val", "test"):
-        e = evaluate_run(out / name, [r for r in records if r.label is not None], split=split, say=lambda _: None)
-        p = predicted(out / name, records, split)
+        p, base = found[name][split], found["scratch"][split]
         figures[f"{split}_images"] = len(p.labels)
-        figures[f"{split}_auc"] = interval(e["diagnosis"]["auc"]["mean"])
-        within = e["diagnosis"]["auc_within_source"]
-        for pair, found in within.items():
-            figures[f"{split}_auc_{pair}"] = interval(found)
-        figures[f"{split}_auc_less_scratch"] = interval(difference(p, base[split])) if name != "scratch" else ""
+        figures[f"{split}_auc"] = interval(difference(p))
+        figures[f"{split}_auc_less_scratch"] = interval(difference(p, base)) if name != "scratch" else ""
+        for pair, e in within_source(p.records, p.logits).items():
+            figures[f"{split}_auc_{pair}"] = interval(e)
     return {"start": ROWS[name], **figures, "commands": "; ".join(commands(name))}
 
 
-def difference(p: Predictions, q: Predictions) -> dict[str, float]:
-    """Mean AUC of p less that of q on the same images: paired, over patients."""
+def difference(p: Predictions, q: Predictions | None = None) -> dict[str, float]:
+    """Mean AUC of p, less that of q on the same images if there is one: paired, over patients."""
     labels, patients = p.labels, [r.patient for r in p.records]
 
     def apart(i: np.ndarray) -> float:
-        return mean_auc(labels[i], p.probabilities[i]) - mean_auc(labels[i], q.probabilities[i])
+        return mean_auc(labels[i], p.probabilities[i]) - (mean_auc(labels[i], q.probabilities[i]) if q else 0.0)
 
     e = cluster_bootstrap(apart, patients)
     return {"value": e.value, "low": e.low, "high": e.high}

@@ -47,7 +47,7 @@ VERBS = {
 
 def _train(stage: str, values: dict[str, Any]) -> None:
     from train import stages
-    from train.trainer import Interrupted
+    from train.stopping import Interrupted
 
     try:
         typer.echo(stages.run(stage, values, lambda text: typer.echo(text, err=True)))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,14 @@ from train.data.record import Record
 from train.distributed import World
 from train.loader import Batch, Loader
 from train.objective import Objective, Term
+from train.optimizer import arithmetic, optimizer_of
 from train.recipe import Recipe, Timeline
 from train.runlog import RunLog
+from train.selection import Best
+from train.stopping import Interrupted, Stop, out_of_memory
 
 LOG_EVERY = 20  # steps
 SAVE_EVERY = 600.0  # seconds: what a kill may cost at most
-
-
-class Interrupted(Exception):  # noqa: N818 (no error: the run is saved and goes on when called again)
-    """The run was asked to stop and is saved."""
 
 
 class Trainer:
@@ -77,12 +74,15 @@ class Trainer:
                 )
         self._freeze()
         self.average = copy.deepcopy(objective.net).requires_grad_(False) if recipe.ema else None
-        self.optimizer = _optimizer(objective, recipe)
-        self.precision = _precision(recipe.precision, self.where.device)
+        self.optimizer = optimizer_of(objective, recipe)
+        self.precision = arithmetic(recipe.precision, self.where.device)
         self.scaler = torch.amp.GradScaler(self.where.device.type, enabled=self.precision == torch.float16)
         self.forward = self._shared()
-        self.step, self.best, self.since_best = 0, math.nan, 0
-        self._stop = threading.Event()
+        self.step = 0
+        self.best = Best(objective.higher, recipe.patience)
+        self.stop = Stop(self.where, self.say)
+        self._due = False  # stopped before the weights of this step were judged
+        self._data = state.data_digest(records)
         self._sums: dict[str, Tensor] = {}
 
     def run(self) -> Path:
@@ -94,16 +94,16 @@ class Trainer:
             log = RunLog(self.out, self.step, self.timeline.steps, self.say, tensorboard=self.tensorboard)
         saved = time.monotonic()
         try:
-            with self._signals():
+            with self.stop.listening():
                 due, self._due = self._due, False
-                ended = (due and self._validate(log)) or self._out_of_patience()
+                ended = (due and self._validate(log)) or self.best.out_of_patience
                 for batches in () if ended else self.batches():
                     self.take(batches)
                     if log:
                         log.step(self.step, sum(len(b.image) for b in batches) * self.where.size)
                         if self.step % LOG_EVERY == 0 or self.step == self.timeline.steps:
                             log.losses(self.step, self._means())
-                    stop = self._told_to_stop()
+                    stop = self.stop.asked()
                     self._due = stop and self.timeline.validates(self.step - 1)
                     if self.timeline.validates(self.step - 1) and not stop and self._validate(log):
                         self.say(f"no gain in {self.recipe.patience} validations: stopped at step {self.step}")
@@ -114,7 +114,7 @@ class Trainer:
                     if stop:
                         raise Interrupted(f"{self.out}: stopped after step {self.step}; run it again to go on")
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise UsageError(self._too_large()) from error
         finally:
@@ -236,38 +236,23 @@ class Trainer:
         if not self.val_index:
             self._keep(self.average or self.objective.net, {})
             return False
-        first_of_phase = self.timeline.phase(self.step - 1) != self._phase_of_best
-        if first_of_phase:  # figures at another size are other figures
-            self.best, self.since_best, self._phase_of_best = math.nan, 0, self.timeline.phase(self.step - 1)
+        index = self.timeline.phase(self.step - 1)
+        self.best.enter(index)
         candidates = {"last": self.objective.net} if self.average is None else {"average": self.average}
         if self.average is not None and self.timeline.last_of_phase(self.step - 1):
             candidates["last"] = self.objective.net  # a short phase leaves the average behind
-        gained = False
-        phase = self.recipe.phases[self.timeline.phase(self.step - 1)]
+        phase, figures = self.recipe.phases[index], {}
         for name, net in candidates.items():
             batches = self.loader(self.val_index, phase.size, phase.batch, training=False).epoch(0)
             with torch.inference_mode():
                 net.eval()
-                figures = self.objective.validate(net, (b.to(self.where.device) for b in batches))
-            value = self._agreed(figures[self.objective.metric])
+                figures[name] = self.objective.validate(net, (b.to(self.where.device) for b in batches))
             if log:
-                log.validation(self.step, name, figures)
-            better = self._better(value)
-            if better or math.isnan(self.best):  # where nothing is defined the newest are kept
-                self._keep(net, figures)
-            if better:
-                self.best, gained = value, True
-        self.since_best = 0 if gained else self.since_best + 1
-        return self._out_of_patience()
-
-    def _out_of_patience(self) -> bool:
-        return bool(self.recipe.patience) and self.since_best >= self.recipe.patience
-
-    def _better(self, value: float) -> bool:
-        """A figure that is not defined on val is no gain."""
-        if math.isnan(value) or math.isnan(self.best):
-            return not math.isnan(value)
-        return value > self.best if self.objective.higher else value < self.best
+                log.validation(self.step, name, figures[name])
+        kept = self.best.judge({k: self._agreed(v[self.objective.metric]) for k, v in figures.items()})
+        if kept:
+            self._keep(candidates[kept[-1]], figures[kept[-1]])
+        return self.best.out_of_patience
 
     def _agreed(self, value: float) -> float:
         """The same in all processes, whose arithmetic may differ in the last digit."""
@@ -283,7 +268,7 @@ class Trainer:
         return {
             "stage": self.objective.name,
             "recipe": self.recipe.to_dict(),
-            "data": state.data_digest(self.records),
+            "data": self._data,
             "preprocessing": {**self.preprocessing.to_dict(), "size": self.recipe.phases[-1].size},  # as it ends
             "processes": self.where.size,
             "about": self.about,
@@ -307,50 +292,17 @@ class Trainer:
     def _save(self) -> None:
         if not self.where.first:
             return
-        extra = self._extra()
-        extra |= {"best": None if math.isnan(self.best) else self.best, "since_best": self.since_best}
-        extra |= {"phase_of_best": self._phase_of_best, "due": self._due}
+        extra = {**self._extra(), "best": self.best.to_dict(), "due": self._due}
         state.save(self.out / "last.safetensors", self._modules(), self.optimizer, self.scaler, self.config, extra)
-
-    _phase_of_best = -1
-    _due = False  # stopped before the weights of this step were judged
 
     def _resume(self) -> None:
         path = self.out / "last.safetensors"
         if not path.is_file():
             return
         extra = state.restore(path, self._modules(), self.optimizer, self.scaler, self.config, self._same())
-        self.step, self.since_best = int(extra["step"]), int(extra["since_best"])
-        self.best = math.nan if extra["best"] is None else float(extra["best"])
-        self._phase_of_best, self._due = int(extra["phase_of_best"]), bool(extra.get("due"))
+        self.step, self._due = int(extra["step"]), bool(extra["due"])
+        self.best.restore(extra["best"])
         self.say(f"goes on after step {self.step} of {self.timeline.steps}")
-
-    # Ends
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the run after its step, a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(_number: int, _frame: object) -> None:
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-            self._stop.set()
-            self.say("stops after this step; once more to stop at once")
-
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-    def _told_to_stop(self) -> bool:
-        """Any process."""
-        told = torch.tensor(float(self._stop.is_set()), device=self.where.device)
-        return bool(self.where.sum(told) > 0)
 
     def _too_large(self) -> str:
         phase = self.recipe.phases[self.timeline.phase(min(self.step, self.timeline.steps - 1))]
@@ -359,32 +311,6 @@ class Trainer:
             f"out of memory with {micro} images of {phase.size} pixels at once; raise --accumulate (now "
             f"{self.recipe.accumulate}) to split the batch of {phase.batch}, or lower batch or size in --schedule"
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-
-
-def _optimizer(objective: Objective, r: Recipe) -> torch.optim.Optimizer:
-    """Weight decay for matrices and kernels only."""
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": r.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if r.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-    return (torch.optim.Adam if r.optimizer == "adam" else torch.optim.AdamW)(groups, lr=r.lr)
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if name == "fp16" and device.type != "cuda":
-        raise UsageError("--precision fp16 is for a GPU; use fp32 or bf16 on a CPU")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:

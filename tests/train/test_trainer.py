@@ -29,7 +29,8 @@ from train.loader import Batch
 from train.objective import Term
 from train.objectives.joint import Joint, Weights
 from train.recipe import Recipe, parse_schedule
-from train.trainer import Interrupted, Trainer
+from train.stopping import Interrupted
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -153,12 +154,8 @@ def test_the_same_seed_gives_the_same_weights(whole: Trainer, drawn: Drawn, tmp_
 @pytest.mark.parametrize(("higher", "kept"), [(True, 0.8), (False, 0.6)])
 def test_the_best_weights_are_kept(drawn: Drawn, tmp_path: Path, higher: bool, kept: float) -> None:
     recipe = replace(RECIPE, ema=0.0, validate=1)
-    run = trainer(drawn, tmp_path, recipe, figures=[0.7, 0.8, 0.6, 0.65])
-    run.objective.__class__.higher, before = higher, run.objective.__class__.higher
-    try:
-        run.run()
-    finally:
-        run.objective.__class__.higher = before
+    run = trainer(drawn, tmp_path, recipe, figures=[0.7, 0.8, 0.6, 0.65], higher=higher)
+    run.run()
     extra = checkpoint.load(tmp_path / "model.safetensors")[2]
     assert extra["validation"] == {"auc": kept} and extra["step"] == (2 if higher else 3)
     assert not same(tensors(tmp_path), dict(run.objective.net.state_dict()))
@@ -209,6 +206,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import test_trainer
+import train.stopping
 import train.trainer
 from train_files import draw
 
@@ -216,7 +214,7 @@ train.trainer.SAVE_EVERY = 0.0  # after every step
 run = test_trainer.trainer(draw(), Path(sys.argv[1]), send=({step}, signal.{signal}))
 try:
     run.run()
-except train.trainer.Interrupted as stopped:
+except train.stopping.Interrupted as stopped:
     print(stopped)
     sys.exit(130)
 """

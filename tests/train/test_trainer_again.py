@@ -21,7 +21,8 @@ from train.data.record import Record
 from train.loader import Batch
 from train.objective import Objective, Term
 from train.recipe import Recipe, parse_schedule
-from train.trainer import Interrupted, Trainer
+from train.stopping import Interrupted
+from train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
