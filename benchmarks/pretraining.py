@@ -88,7 +88,7 @@ def row(name: str, found: dict[str, dict[str, Predictions]]) -> dict[str, Any]:
         figures[f"{split}_images"] = len(p.labels)
         figures[f"{split}_auc"] = interval(difference(p))
         figures[f"{split}_auc_less_scratch"] = interval(difference(p, base)) if name != "scratch" else ""
-        for pair, e in within_source(p.records, p.logits).items():
+        for pair, e in within_source(p.records, p.logits.astype(np.float64)).items():
             figures[f"{split}_auc_{pair}"] = interval(e)
     return {"start": ROWS[name], **figures, "commands": "; ".join(commands(name))}
 

@@ -104,7 +104,9 @@ PAIRS = [(n, s) for n in BASELINES for s in ("diagnosis", "severity")] + [
 ]
 
 
-@pytest.mark.parametrize(("network", "stage"), PAIRS)
+@pytest.mark.parametrize(
+    ("network", "stage"), [pytest.param(n, s, marks=[pytest.mark.slow] if n == "resnet152" else []) for n, s in PAIRS]
+)
 def test_a_baseline_runs_in_each_stage(network: str, stage: str, folders: dict[str, str], tmp_path: Path) -> None:
     if network.startswith(("resnet", "hybrid")):
         pytest.importorskip("monai", reason="monai is not installed")
