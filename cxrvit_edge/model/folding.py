@@ -78,8 +78,7 @@ def unfold(net: TriageNet, images: Iterable[Tensor]) -> TriageNet:
         seen.setdefault(name, []).append(torch.stack([mean, square]))
 
     hooks = [
-        m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
-        for name, m in norms.items()
+        m.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0])) for name, m in norms.items()
     ]
     with torch.inference_mode():
         for batch in images:
