@@ -135,7 +135,7 @@ def predict_files(
     workers: reading threads, 0 for one a core, at most 8.
     """
     configs = {task: networks.config(task) for task in networks.tasks}
-    distinct = list(dict.fromkeys(configs.values()))
+    distinct = sorted(dict.fromkeys(configs.values()), key=lambda c: -c.size)  # true masks are read on the finest grid
 
     logits: list[Float32] = []
     said: list[Float32] = []

@@ -134,6 +134,17 @@ def test_networks_of_one_task_each(records: list[Record], tmp_path: Path) -> Non
     assert "findings" not in found
 
 
+def test_masks_are_held_against_each_other_on_the_finest_grid(records: list[Record], tmp_path: Path) -> None:
+    """Whatever the size of the network beside the segmenter."""
+    lungs = load_run(save(tmp_path / "l", "lungs", config=replace(LUNGS, image_size=128), seed=2))
+    diagnosis = load_run(save(tmp_path / "d", "diagnosis"))
+    assert diagnosis.preprocessing.size < lungs.preprocessing.size
+    alone = predict_files(combine(lungs)[0], records).lung_dice
+    beside = predict_files(combine(diagnosis, None, lungs)[0], records).lung_dice
+    assert np.isfinite(alone).any()
+    np.testing.assert_array_equal(beside, alone)
+
+
 def test_films_without_lungs_have_no_zones(records: list[Record]) -> None:
     torch.manual_seed(0)
     grading, segmenting = build.build(LIGHT).eval(), build.build(LUNGS).eval()
