@@ -40,6 +40,20 @@ def test_frontal_images_are_records(tmp_path: Path, parts: bool) -> None:
     assert all(len({r.split for r in records if r.patient == p}) == 1 for p in labels)
 
 
+def test_normal_is_the_only_label_of_one_never_positive(tmp_path: Path) -> None:
+    root = files.make_bimcv(tmp_path)
+    table = root / "derivatives/labels/labels_covid_posi.tsv"
+    lines = table.read_text().splitlines()
+    for i, line in enumerate(lines):
+        if "ses-E06217" in line:  # of the last patient, whose tests are negative
+            lines[i] = line.replace("['infiltrates', 'COVID 19']", "['normal', 'unchanged']")
+    table.write_text("\n".join(lines) + "\n")
+    labels = {r.path.parts[-3]: r.label for r in bimcv.read(root)}
+    assert (labels["ses-E06217"], labels["ses-E06218"]) == (0, None)
+    assert labels["ses-E06211"] == 2  # normal too, but of a patient with a positive test
+    assert {r.label for r in bimcv.read(root, positive="all")} == {2}
+
+
 def test_all_may_be_taken_as_positive(tmp_path: Path) -> None:
     root = files.make_bimcv(tmp_path)
     (root / TESTS).unlink()

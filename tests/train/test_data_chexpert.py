@@ -43,8 +43,21 @@ def test_every_frontal_row_is_a_record(folder: Path) -> None:
     assert [r.view for r in records] == ["AP", "PA", "unknown"]
     assert [r.sex for r in records] == ["female", "male", "male"]
     assert [r.patient for r in records] == ["patient00001", "patient00002", "patient00004"]
-    assert {(r.source, r.split, r.label) for r in records} == {("chexpert", "train", None)}
+    assert {(r.source, r.split) for r in records} == {("chexpert", "train")}
+    assert [r.label for r in records] == [None, 0, None]
     assert left_out == {"lateral_view": 2}
+
+
+@pytest.mark.parametrize("uncertain", ["ones", "zeros", "ignore"])
+def test_normal_is_no_finding_and_nothing_else(tmp_path: Path, uncertain: str) -> None:
+    said = (
+        {"No_Finding": "1.0"}, {"No_Finding": "1", "Edema": "0.0"}, {"No_Finding": "1.0", "Edema": "-1.0"},
+        {"No_Finding": "1.0", "Support_Devices": "1.0"}, {"No_Finding": "1.0", "Fracture": "-1"},
+        {"No_Finding": "-1.0"}, {"No_Finding": "0.0"}, {"Edema": "0.0"}, {"Edema": "1.0"}, {},
+    )  # fmt: skip
+    root = files.make(tmp_path / "c", [files.row(place(i), **labels) for i, labels in enumerate(said)])
+    records = chexpert.read(root, uncertain=uncertain)  # type: ignore[arg-type]
+    assert [r.label for r in records] == [0, 0] + [None] * 8
 
 
 @pytest.mark.parametrize(("uncertain", "value"), [("ones", 1.0), ("zeros", 0.0), ("ignore", np.nan)])

@@ -28,10 +28,39 @@ def test_path_and_label_are_enough(tmp_path: Path) -> None:
     assert [r.view for r in records] == ["PA", "AP"] * 6
     assert {(r.source, r.reuse, r.sex, r.day) for r in records} == {("CNUH", "terms", "unknown", None)}
     assert all(np.isnan(r.findings).all() and r.brixia is None and r.zones is None for r in records)
-    assert all(len({r.split for r in records if r.patient == f"h{p}"}) == 1 for p in range(6))
+    assert all(len({r.split for r in records if r.patient == f"CNUH:h{p}"}) == 1 for p in range(6))
     assert {r.source for r in hospital.read(root, source="Daejeon")} == {"Daejeon"}
     moved = (root / "images.csv").rename(root / "ynu.csv")
     assert {r.source for r in hospital.read(moved)} == {"ynu"}
+
+
+def test_several_hospitals_in_one_table(tmp_path: Path) -> None:
+    """Patient 1 of A and patient 1 of B are two: in two splits, each with days of their own."""
+    dates = ["2020-03-01", "2020-03-04", "2020-04-01", "2020-04-02", "2020-05-01", "2020-05-01"]
+    root, rows = files.make_hospital(
+        tmp_path / "all", 6, source=["A", " A", "B", "B", "", ""], patient=["1"] * 6, date=dates,
+        split=["train", "train", "val", "val", "test", "test"],
+    )  # fmt: skip
+    records = hospital.read(root)
+    assert [r.source for r in records] == ["A", "A", "B", "B", "all", "all"]
+    assert [r.patient for r in records] == ["A:1", "A:1", "B:1", "B:1", "all:1", "all:1"]
+    assert [r.day for r in records] == [0, 3, 0, 1, 0, 0]
+    assert [r.source for r in hospital.read(root, source="C")][4:] == ["C", "C"]
+    for row in rows:
+        row["patient"] = ""
+    files.write_table(root / "images.csv", rows, rows[0])
+    assert hospital.read(root)[2].patient == f"B:{rows[2]['path']}"
+
+
+def test_views_by_other_words(tmp_path: Path) -> None:
+    told = ["pa", "Posteroanterior", "P.A.", "supine AP", "AP Supine", "AP_horizontal", "a.p.", "frontal-unstated", ""]
+    root, rows = files.make_hospital(tmp_path, 9)
+    for row, view in zip(rows, told, strict=True):
+        row["view"] = view
+    files.write_table(root / "images.csv", rows, rows[0])
+    assert [r.view for r in hospital.read(root)] == [
+        "PA", "PA", "PA", "AP Supine", "AP Supine", "AP Supine", "AP", "frontal-unstated", "unknown",
+    ]  # fmt: skip
 
 
 def test_every_column(tmp_path: Path) -> None:

@@ -24,6 +24,14 @@ def test_every_row_is_a_record(folder: Folder) -> None:
     assert [r.reuse for r in records].count("unknown") == 1
 
 
+def test_views_by_other_words(folder: Folder) -> None:
+    for row, view in zip(folder.manifest, ["pa", "Posteroanterior", "supine AP", "frontal-unstated"], strict=False):
+        row["view"] = view
+    views = [r.view for r in manifest.read(folder.write())]
+    assert views[:4] == ["PA", "PA", "AP Supine", "frontal-unstated"]
+    assert views[4:6] == ["AP Supine", "PA"]
+
+
 def test_the_manifest_itself_may_be_named(folder: Folder) -> None:
     by_file, by_folder = manifest.read(folder.root / "manifest.csv"), manifest.read(folder.root)
     assert [(r.path, r.label, r.lungs) for r in by_file] == [(r.path, r.label, r.lungs) for r in by_folder]

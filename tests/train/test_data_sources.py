@@ -84,6 +84,16 @@ def test_a_manifests_groups_keep_the_source_they_carry(tmp_path: Path) -> None:
     assert [r.patient for r in records[2:4]] == [f"{r.source}:8" for r in records[2:4]]
 
 
+def test_several_hospitals_in_one_table(tmp_path: Path, every: dict[str, Path]) -> None:
+    names = ["CNUH"] * 4 + ["YNU"] * 4 + ["KNUH"] * 4
+    table, _ = files.make_hospital(tmp_path / "all", source=names, patient=["1", "2", "3", "4"] * 3)
+    records = open_records([every["nih"], table])[-12:]
+    assert [r.patient for r in records] == [f"{n}:{p}" for n, p in zip(names, [1, 2, 3, 4] * 3, strict=True)]
+    again, _ = files.make_hospital(tmp_path / "YNU")
+    with pytest.raises(UsageError, match="a source is called 'YNU' already; rename its folder, table or rows"):
+        open_records([table, again])
+
+
 def test_options_reach_their_readers(every: dict[str, Path]) -> None:
     ones, zeros = (open_records([every["chexpert"]], uncertain=u) for u in ("ones", "zeros"))  # type: ignore[arg-type]
     assert sum(np.nansum(r.findings) for r in ones) > sum(np.nansum(r.findings) for r in zeros)

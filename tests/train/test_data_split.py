@@ -71,8 +71,23 @@ def test_one_source_is_left_out() -> None:
     split.check_disjoint(out)
     with pytest.raises(UsageError, match="no source 'c' to leave out; there are a, b"):
         split.leave_out(records, "c")
-    with pytest.raises(UsageError, match="a is the only source"):
+    with pytest.raises(UsageError, match="without a nothing is left to train on"):
         split.leave_out([r for r in records if r.source == "a"], "a")
+
+
+def test_several_sources_are_left_out_together() -> None:
+    records = [record(str(p), "abc"[p % 3], ("train", "val", "test")[p // 3 % 3]) for p in range(90)]
+    out = split.leave_out(records, ["a", "c"])
+    assert Counter((r.source, r.split) for r in out) == {
+        ("a", "test"): 30, ("c", "test"): 30, ("b", "train"): 20, ("b", "val"): 10,
+    }  # fmt: skip
+    assert split.leave_out(records, ["b"]) == split.leave_out(records, "b")
+    with pytest.raises(UsageError, match="no source 'd', 'e' to leave out; there are a, b, c"):
+        split.leave_out(records, ["e", "a", "d"])
+    with pytest.raises(UsageError, match="no source '' to leave out"):
+        split.leave_out(records, [])
+    with pytest.raises(UsageError, match="without a, b, c nothing is left to train on"):
+        split.leave_out(records, ("c", "b", "a"))
 
 
 def test_patients_that_straddle_are_counted() -> None:

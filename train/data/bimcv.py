@@ -7,7 +7,8 @@
 
 The .json is the DICOM header by tag; PNGs hold stored values, so those of MONOCHROME1 are marked inverted. Views: the
 file's name and the header each may call an image lateral; then it is left out. Ours: a patient with a positive test is
-covid at every visit; findings are read from the labels as PadChest's, whose taxonomy they are.
+covid at every visit; of the others an image whose report has the label normal and no other is normal; findings are
+read from the labels as PadChest's, whose taxonomy they are.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def read(
 ) -> list[Record]:
     """Records of the PNGs under `folder`, by name; splits are drawn by patient, a tenth val, a tenth test.
 
-    positive: covid are the patients with a positive test (the others have no label), or all, without the test table
+    positive: covid are the patients with a positive test (of the others' images only the normal have a label), or all,
+    without the test table
     absent: what is listed is what is there, so sessions that only the labels name are no error and "skip" changes
     nothing
     left_out: takes lateral_view, unknown_view, other_body_part
@@ -74,6 +76,7 @@ def read(
         if "lateral" in views or all(v == "unknown" for v in views):
             gather.leave_out("lateral_view" if "lateral" in views else "unknown_view")
             continue
+        own = labels.get(session, set())
         gather.add(
             Record(
                 path=path,
@@ -81,8 +84,8 @@ def read(
                 patient=patient,
                 split=split.draw("bimcv", patient, seed=seed),
                 view=next(v for v in views if v != "unknown"),
-                label=2 if positive == "all" or tested.get(patient) else None,
-                findings=padchest.findings_of(labels.get(session, ())),
+                label=2 if positive == "all" or tested.get(patient) else 0 if own == {"normal"} else None,
+                findings=padchest.findings_of(own),
                 day=None if day is None else float(day - first[patient]),
                 reuse="terms",
                 sex=sexes.get(patient, sex_of(header.get("PatientSex", ""))),

@@ -2,6 +2,9 @@
 
 The paper says neither what a blank nor what an uncertain label counts as. A blank (not mentioned in the report) is 0
 here, as in the PCAM code that its backbone comes from (Ye et al. 2020); what an uncertain one is, the caller says.
+
+A frontal image with No Finding 1 and no other finding of the table 1 or uncertain, support devices included, is normal
+(label 0): the paper's Table 2 takes AP normals from CheXpert. No other image has a label.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ _TABLES: tuple[tuple[str, Split], ...] = (("train.csv", "train"), ("valid.csv", 
 _PLACE = re.compile(r"[^/]+/(?P<patient>patient\d+)/[^/]+/[^/]+$")  # train/patient00001/study1/view1_frontal.jpg
 _UNCERTAIN = {"ones": 1.0, "zeros": 0.0, "ignore": float("nan")}
 _LABELS = {"": 0.0, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
+_OTHERS = (*FINDINGS, "enlarged_cardiomediastinum", "lung_lesion", "pleural_other", "fracture")  # of which ten must be
 _VIEWS = {"AP": "AP", "PA": "PA", "": "unknown", "LL": "lateral", "RL": "lateral"}
 
 
@@ -104,10 +108,17 @@ def _record(root: Path, row: dict[str, str], split: Split, uncertain: float, whe
         patient=place["patient"],
         split=split,
         view="lateral" if frontal == "Lateral" else _VIEWS[view],
+        label=_normal(row),
         findings=np.array([_label(row[name], name, uncertain, where) for name in FINDINGS], np.float32),
         sex=sex if sex in ("female", "male") else "unknown",
         reuse="terms",
     )
+
+
+def _normal(row: dict[str, str]) -> int | None:
+    """0 or None, from the row as it stands: whatever uncertain labels become, they do not make an image normal."""
+    said = {name for name in _OTHERS if row.get(name, "").strip() in ("1", "1.0", "-1", "-1.0")}
+    return 0 if said == {"no_finding"} and row["no_finding"].strip() in ("1", "1.0") else None
 
 
 def _label(text: str, column: str, uncertain: float, where: str) -> float:

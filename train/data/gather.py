@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.readers.views import view_from_text
 from train.data.record import Record
 
 Absent = Literal["error", "skip"]
@@ -21,6 +23,14 @@ _SEXES = {"f": "female", "female": "female", "m": "male", "male": "male"}
 def sex_of(text: str) -> str:
     """female, male or unknown, as Record has it."""
     return _SEXES.get(text.strip().lower(), "unknown")
+
+
+def view_of(text: str) -> str:
+    """PA, AP, AP Supine or lateral from a table's words for it; another text as it stands, a blank one unknown."""
+    view = view_from_text(text)
+    if view == "AP" and re.search("supine|horizontal", text, re.IGNORECASE):
+        return "AP Supine"
+    return view if view != "unknown" else text.strip() or "unknown"
 
 
 def day_of(text: str) -> int | None:

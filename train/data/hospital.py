@@ -1,10 +1,14 @@
-"""A hospital's own images: one CSV beside them. Column names in any case, with spaces or underscores.
+"""A hospital's own images, or several hospitals': one CSV beside them. Column names in any case, with
+spaces or underscores.
 
 path                    image (PNG, JPEG, TIFF or DICOM), relative to the CSV's folder or absolute; the one that must be
 label                   normal, other or covid, and their aliases; blank: not known
 no_finding ... support_devices   the paper's ten findings, 1, 0 or blank (not known)
-view                    PA, AP, AP Supine, ...; lateral rows are left out; without it the view is unknown
-patient                 the same text on all images of one patient; without it every image is its own patient
+view                    PA, AP, AP Supine, and other words for these ("P.A.", "Posteroanterior"); lateral rows are
+                        left out; without it the view is unknown
+source                  the hospital's name; blank or without it the CSV's name, or its folder's if that is images.csv
+patient                 the same text on all images of one patient; without it every image is its own patient. The same
+                        text in two hospitals is two patients
 split                   train, val or test on every row; without it a tenth of the patients is val, a tenth test
 sex                     F, M, female or male
 day, or date            a number of days, or 2020-03-15 (then days are counted from the patient's first date)
@@ -29,12 +33,11 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import FINDINGS
-from cxrvit_edge.readers.views import view_from_text
 from train.data import scores, split
-from train.data.gather import Absent, Gather, day_of, first_days, sex_of
+from train.data.gather import Absent, Gather, day_of, first_days, sex_of, view_of
 from train.data.manifest import LABELS
 from train.data.record import Record, Split
-from train.data.table import Table, read_table
+from train.data.table import read_table
 
 LOOKS_FOR = "a CSV, or a folder's images.csv, with path and any of label, findings, Brixia or zone scores, masks"
 
@@ -66,7 +69,8 @@ def read(
 ) -> list[Record]:
     """Records of a CSV, or of `folder`/images.csv, in its order.
 
-    source: what the hospital is called; without it the CSV's name, or its folder's if that is images.csv
+    source: what the hospital is called where the column does not say
+    Patients carry their hospital's name ("CNUH:12").
     absent, left_out: as chexpert.read; left out are lateral_view and not_found. A mask that is absent is an error
     or, if absent images are skipped, no mask
     Raises UsageError: no such table, a missing column, an unknown value (with its line), absent files, patients in two
@@ -83,26 +87,27 @@ def read(
     brixia, second, zones, findings = _groups(path, columns)
     name = source or (path.parent.name if path.stem == "images" else path.stem)
     gather = Gather(folder, absent, left_out)
-    first = _first_dates(table)
+    first = first_days((_patient(row, name), day_of(row.get("date", ""))) for _, row in table.rows)
     for line, row in table.rows:
         where, place = f"{path} line {line}:", row["path"].strip().replace("\\", "/")
         if not place:
             raise UsageError(f"{where} no path; give one or remove the line")
-        view, label = row.get("view", "").strip(), row.get("label", "").strip().lower()
+        view, label = view_of(row.get("view", "")), row.get("label", "").strip().lower()
         if label not in LABELS:
             raise UsageError(f"{where} label {label!r}; use one of {', '.join(filter(None, LABELS))}, or blank")
-        if view_from_text(view) == "lateral":
+        if view == "lateral":
             gather.leave_out("lateral_view")
             continue
-        patient = row.get("patient", "").strip()
+        own, known = _source(row, name), _patient(row, name)
+        patient = known or f"{own}:{place}"
         lungs, opacity = (_mask(path.parent, row.get(c, ""), where, absent) for c in ("lungs", "opacity"))
         gather.add(
             Record(
                 path=path.parent / place,
-                source=name,
-                patient=patient or place,
-                split=_split(row, where) if "split" in columns else split.draw(name, patient or place, seed=seed),
-                view=view or "unknown",
+                source=own,
+                patient=patient,
+                split=_split(row, where) if "split" in columns else split.draw(own, patient, seed=seed),
+                view=view,
                 label=LABELS[label],
                 findings=np.array([_finding(row.get(f, ""), f, where) for f in FINDINGS], np.float32)
                 if findings
@@ -113,7 +118,7 @@ def read(
                 lungs=lungs,
                 lungs_kind=(row.get("lungs_kind", "").strip() or "hospital") if lungs else None,
                 opacity=opacity,
-                day=_day(row, first.get(patient), where),
+                day=_day(row, first.get(known), where),
                 reuse=row.get("reuse", "").strip() or "terms",
                 sex=sex_of(row.get("sex", "")),
             )
@@ -169,8 +174,14 @@ def _mask(root: Path, text: str, where: str, absent: Absent) -> Path | None:
     return None
 
 
-def _first_dates(table: Table) -> dict[str, int]:
-    return first_days((row.get("patient", "").strip(), day_of(row.get("date", ""))) for _, row in table.rows)
+def _source(row: dict[str, str], name: str) -> str:
+    return row.get("source", "").strip() or name
+
+
+def _patient(row: dict[str, str], name: str) -> str:
+    """With the hospital's name before it, blank if the row names none."""
+    patient = row.get("patient", "").strip()
+    return f"{_source(row, name)}:{patient.removeprefix(f'{_source(row, name)}:')}" if patient else ""
 
 
 def _day(row: dict[str, str], first: int | None, where: str) -> float | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import FINDINGS
 from train.data import nih, scores
-from train.data.gather import Absent, sex_of
+from train.data.gather import Absent, sex_of, view_of
 from train.data.record import Record
 
 LOOKS_FOR = "manifest.csv with path, label, group_id and reuse"
@@ -95,7 +95,7 @@ def read(
                 source=r["source"],
                 patient=r["group_id"],
                 split=r["split"],  # type: ignore[arg-type]
-                view=r["view"],
+                view=view_of(r["view"]),
                 label=LABELS[r["label"]],
                 findings=_findings(r["source"], r.get("finding_raw", "")),
                 brixia=brixia.get(r["path"]),

@@ -78,8 +78,9 @@ def open_records(
         if name == "chexpert":
             found = split.with_val(found, seed=seed)
         found = [_with_source(r, name) for r in found]
-        if name == "hospital" and found[0].source in {r.source for r in records}:
-            raise UsageError(f"{spec}: a source is called {found[0].source!r} already; rename its folder or table")
+        both = {r.source for r in found} & {r.source for r in records} if name == "hospital" else set()
+        if both:
+            raise UsageError(f"{spec}: a source is called {min(both)!r} already; rename its folder, table or rows")
         twice = [r.path for r in found if seen.setdefault(r.path.absolute(), number) != number]
         if twice:
             raise UsageError(

@@ -43,20 +43,25 @@ def with_val(records: Sequence[Record], *, seed: int = 0, val: float = VAL) -> l
     ]
 
 
-def leave_out(records: Sequence[Record], source: str, *, seed: int = 0, val: float = VAL) -> list[Record]:
-    """Leave one source out: all of `source` is test, of the rest what was test is train, and some is val.
+def leave_out(
+    records: Sequence[Record], source: str | Sequence[str], *, seed: int = 0, val: float = VAL
+) -> list[Record]:
+    """Leave sources out, one name or several: all of theirs is test, of the rest what was test is train, some is val.
 
-    Patients of `source` who also lie in another (near duplicates) are dropped there. UsageError if there is no such
-    source, or no other.
+    Patients of theirs who also lie in another source (near duplicates) are dropped there. UsageError if a source is
+    not there, if none is named, or if there is no other.
     """
+    names = {source} if isinstance(source, str) else set(source)
     sources = sorted({r.source for r in records})
-    if source not in sources:
-        raise UsageError(f"no source {source!r} to leave out; there are {', '.join(sources)}")
-    if len(sources) == 1:
-        raise UsageError(f"{source} is the only source: nothing is left to train on; name a further one")
-    held = {r.patient for r in records if r.source == source}
-    out = [replace(r, split="test") for r in records if r.source == source]
-    rest = [r for r in records if r.source != source and r.patient not in held]
+    if unknown := sorted(names - set(sources)) or ([] if names else [""]):
+        raise UsageError(
+            f"no source {', '.join(map(repr, unknown))} to leave out; there are {', '.join(sources) or 'none'}"
+        )
+    held = {r.patient for r in records if r.source in names}
+    out = [replace(r, split="test") for r in records if r.source in names]
+    rest = [r for r in records if r.source not in names and r.patient not in held]
+    if not rest:
+        raise UsageError(f"without {', '.join(sorted(names))} nothing is left to train on; name a further source")
     return out + with_val([r if r.split == "val" else replace(r, split="train") for r in rest], seed=seed, val=val)
 
 
