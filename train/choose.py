@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model.config import CLASSES
 from train.data.manifest import MASK_KINDS, OPTIONAL_KINDS, REUSABLE
 from train.data.record import Record
 from train.data.sources import open_records
@@ -28,6 +29,7 @@ CHOICES = {
     "view": ("any", "PA", "AP"),
     "uncertain": ("ones", "zeros", "ignore"),
     "absent": ("error", "skip"),
+    "positive": ("tests", "all"),
     "mask_kind": (*MASK_KINDS, *OPTIONAL_KINDS),
     "roi": ("max", "average"),
     "split": ("train", "val", "test"),
@@ -73,7 +75,9 @@ def selected(values: Mapping[str, Any]) -> tuple[list[Record], Counter[str]]:
         absent=values["absent"],
         left_out=counts,
         masks=tuple(values["mask_kind"] or MASK_KINDS),
-        seed=values["seed"],
+        other=values["other"],
+        positive=values["positive"],
+        seed=values["split_seed"],
     )
     if not values["all_licences"]:
         records = _keep(records, lambda r: r.reuse in REUSABLE, "licence", counts)
@@ -84,7 +88,7 @@ def selected(values: Mapping[str, Any]) -> tuple[list[Record], Counter[str]]:
     if not records:
         raise UsageError(f"no image is left ({told(counts)}); name other --data or filter less")
     if values["leave_out"]:
-        records = leave_out(records, values["leave_out"], seed=values["seed"])
+        records = leave_out(records, values["leave_out"], seed=values["split_seed"])
     check_disjoint(records)
     return records, counts
 
@@ -98,6 +102,10 @@ def chosen(stage: str, values: Mapping[str, Any], say: Callable[[str], None]) ->
     say(f"{len(records)} images to learn {stage} from; left out: {told(counts)}")
     if not any(r.split == "train" for r in records):
         raise UsageError(f"no image to learn {stage} from ({told(counts)}); name other --data or filter less")
+    labels = {r.label for r in records if r.split == "train"} - {None}
+    if stage == "diagnosis" and len(labels) < 2:
+        only = CLASSES[next(iter(labels)) or 0]
+        raise UsageError(f"every training image is {only}: nothing to tell apart; name --data with other classes too")
     return records
 
 

@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
 from cxrvit_edge.errors import UsageError
+
+PATIENCE = timedelta(days=2)  # the others wait while the first decodes a whole data set
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(device=place)
         return
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield World(rank, size, place)
     finally:

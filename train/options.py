@@ -25,14 +25,20 @@ DATA: dict[str, Option] = {
     ),
     "view": _option(str, "any", "Views learned from: any, PA or AP.", panel=_DATA),
     "source": _option(list[str] | None, None, "Only these sources; repeat.", panel=_DATA),
-    "leave_out": _option(str | None, None, "This source is the test split, whole.", panel=_DATA),
+    "leave_out": _option(list[str] | None, None, "This source is the test split, whole; repeat.", panel=_DATA),
+    "split_seed": _option(
+        int, 0, "Of splits by patient, where a data set has none; one for all runs.", panel=_DATA, min=0
+    ),
+    "other": _option(
+        bool, False, "Pneumonia and tuberculosis of NIH and PadChest as other infection.", "--other", panel=_DATA
+    ),
+    "positive": _option(str, "tests", "BIMCV's COVID-19: by tests, or all.", panel=_DATA),
     "uncertain": _option(str, "ignore", "CheXpert's uncertain labels: ones, zeros or ignore.", panel=_DATA),
     "absent": _option(str, "error", "Images listed but absent or unreadable: error or skip.", panel=_DATA),
     "all_licences": _option(bool, False, "Also images whose licence bars published weights.", panel=_DATA),
     "mask_kind": _option(list[str] | None, None, "Conventions of lung masks, by preference; repeat.", panel=_DATA),
     "cache": _option(Path | None, None, "Preprocessed images; beside --out by default.", panel=_DATA),
 }
-SEED = _option(int, 0, "Of splits drawn where a data set has none.", panel=_DATA)
 NETWORK: dict[str, Option] = {
     "preset": _option(str, "edge", "Size and recipe: edge, small, medium or paper.", panel=_NET),
     "network": _option(
@@ -67,7 +73,7 @@ RECIPE: dict[str, Option] = {
 }
 RUN: dict[str, Option] = {
     "out": _option(Path, _REQUIRED, "Folder of the run; an unfinished run in it goes on.", panel=_RUN),
-    "fresh": _option(bool, False, "Drop an unfinished run in --out.", "--fresh", panel=_RUN),
+    "fresh": _option(bool, False, "Begin anew: what a run left in --out goes.", "--fresh", panel=_RUN),
     "device": _option(str, "auto", "auto, cpu or cuda.", panel=_RUN),
     "threads": _option(int, 0, "CPU threads of the network, 0 for all.", panel=_RUN, min=0),
     "workers": _option(int, 2, "Threads that read and augment.", panel=_RUN, min=1),
@@ -113,7 +119,6 @@ JUDGED: dict[str, Option] = {
         "--all-licences/--reusable",
         panel=_DATA,
     ),
-    "seed": SEED,
     "split": _option(str, "test", "train, val or test.", panel=_JUDGE),
     "severity": _option(Path | None, None, "Run that gives severity, where RUN does not.", panel=_JUDGE),
     "lungs": _option(Path | None, None, "Run that gives lung masks, where RUN does not.", panel=_JUDGE),

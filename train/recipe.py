@@ -106,7 +106,8 @@ class Recipe:
         return asdict(self)
 
 
-# Section 4.4; ours where it says nothing: severity's momentum, the places of the backbone's step decay, lungs, SimCLR.
+# Section 4.4; ours where it says nothing: severity's momentum, the places of the backbone's step decay, the diagnosis's
+# class weights, lungs, SimCLR.
 PAPER = {
     "backbone": Recipe(
         parse_schedule("512:160000:8"), "adam", 1e-4, decay="step", weight_decay=0.0, warmup=0, clip=0.0

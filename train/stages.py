@@ -57,6 +57,9 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
             torch.set_num_threads(values["threads"])
         check(values)
         config = network_config(stage, values)
+        for option in ("init", "weights", "lungs"):  # before hours are spent on the cache
+            if (path := values.get(option)) is not None and not path.exists():
+                raise UsageError(f"--{option} {path}: no such file or folder; check the spelling")
         recipe = recipe_of(stage, values)
         records = chosen(stage, values, tell)
         preprocessing = PreprocessConfig(size=config.image_size)
@@ -83,7 +86,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
             tell(start_from(net, values["init"], lambda: _images(records, cache, preprocessing, recipe)))
         objective = objective_of(stage, net, config, records, values)
         if values["fresh"] and where.first:
-            shutil.rmtree(values["out"], ignore_errors=True)
+            forget(values["out"])
         where.wait()
         trainer = Trainer(
             *(objective, config, recipe, records, cache, preprocessing, values["out"]),
@@ -107,6 +110,8 @@ def _freeze_rest(stage: str, net: nn.Module, config: NetworkConfig) -> None:
 
 def network_config(stage: str, values: Mapping[str, Any]) -> NetworkConfig:
     network = values["network"]
+    if stage in ("severity", "joint") and values["image_size"] >= 1024 and network == "cxrvit":
+        raise UsageError(f"--image-size {values['image_size']}: an ablation of diagnosis; {stage} takes 512")
     if network not in NETWORKS[stage]:
         raise UsageError(f"--network {network}: stage {stage} trains {', '.join(NETWORKS[stage])}")
     size = values["image_size"]
@@ -185,9 +190,26 @@ def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**out, "workers": values["workers"], "views": 2 if stage == "simclr" else 1}
 
 
+def forget(out: Path) -> None:
+    """Remove what a run writes into its folder, and nothing else that lies there."""
+    for name in ("last.safetensors", "model.safetensors", "steps.csv", "validation.csv"):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+
+
 def about(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """What a table needs to know of a run beside its recipe and network."""
-    names = ("view", "source", "leave_out", "uncertain", "preset", *OPTIONS_OF.get(stage, ()))
+    names = (
+        "view",
+        "source",
+        "leave_out",
+        "split_seed",
+        "uncertain",
+        "other",
+        "positive",
+        "preset",
+        *OPTIONS_OF.get(stage, ()),
+    )
     start = values["init"] or values["weights"]
     out = {k: values[k] for k in names}
     if stage == "severity":

@@ -72,6 +72,10 @@ class Trainer:
                     f"a batch of {p.batch} cannot be split over {self.where.size} processes x --accumulate "
                     f"{recipe.accumulate}; use a multiple of {self.where.size * recipe.accumulate}"
                 )
+        if not self.val_index:
+            if recipe.patience:
+                raise UsageError("--patience needs a val split, and the data has none; leave it out")
+            self.say("no val split: the last weights are kept")
         self._freeze()
         self.average = copy.deepcopy(objective.net).requires_grad_(False) if recipe.ema else None
         self.optimizer = optimizer_of(objective, recipe)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model import checkpoint
 from train.choose import selected
+from train.runs import find_weights
 
 Say = Callable[[str], None]
 
@@ -23,9 +26,14 @@ def evaluate(values: Mapping[str, Any], say: Say, write: Say) -> None:
     from train.evaluation_text import text
     from train.tables import tables
 
-    records, _ = selected(values)
     found = []
     for run in values["runs"]:
+        splits = splits_of(run, values)
+        if values["severity"] is not None and splits_of(values["severity"], values) != splits:
+            raise UsageError(
+                f"--severity {values['severity']}: its data was split otherwise; evaluate it as a run of its own"
+            )
+        records, _ = selected({**values, **splits})
         out: Path | None = values["out"]
         if out is not None and len(values["runs"]) > 1:
             out = out / run.resolve().name
@@ -37,6 +45,7 @@ def evaluate(values: Mapping[str, Any], say: Say, write: Say) -> None:
                 lungs=values["lungs"],
                 out=out,
                 device=_device(values),
+                broken=values["absent"],
                 say=say,
             )
         )
@@ -44,12 +53,30 @@ def evaluate(values: Mapping[str, Any], say: Say, write: Say) -> None:
     write(tables(found))
 
 
+def splits_of(run: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run's own data was split: an image that it learned from must not be in its test.
+
+    UsageError where the command line says otherwise.
+    """
+    about = checkpoint.load(find_weights(run))[2].get("about", {})
+    out = {}
+    for name, default in (("leave_out", None), ("split_seed", 0)):
+        own, asked = about.get(name, default) or default, values[name] or default
+        if asked != default and asked != own:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} {asked}: {run} was trained with {own}; leave it out to test on what it never saw"
+            )
+        out[name] = own
+    return out
+
+
 def figures(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: ARG001
     from train.figures import KINDS
     from train.figures import figures as draw
     from train.runs import combine, load_run
 
-    records, _ = selected(values)
+    records, _ = selected({**values, **splits_of(values["run"], values)})
     device = _device(values)
     others = (None if path is None else load_run(path, device) for path in (values["severity"], values["lungs"]))
     main = load_run(values["run"], device)

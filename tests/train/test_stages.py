@@ -193,7 +193,8 @@ def test_training_goes_on_from_a_bundle(exported: Exported, folders: dict[str, s
         ("diagnosis", ("--schedule", "128:1:2"), "--schedule asks for more than the 64 pixels"),
         ("diagnosis", ("--source", "amc"), "no image is left"),
         ("lungs", (), "no image to learn lungs from"),
-        ("diagnosis", ("--init", "nowhere"), "nowhere"),
+        ("diagnosis", ("--init", "nowhere"), "--init nowhere: no such file"),
+        ("severity", ("--image-size", "1024"), "an ablation of diagnosis"),
     ],
 )
 def test_what_cannot_be_trained_is_told(
@@ -204,3 +205,41 @@ def test_what_cannot_be_trained_is_told(
     command = [stage, "--data", folders["hospital"], "--out", str(tmp_path / "run"), *TINY, *STEPS, *arguments]
     with pytest.raises(UsageError, match=message):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_what_a_run_learned_from_is_not_its_test(folders: dict[str, str], tmp_path: Path) -> None:
+    """evaluate splits as the run did: with a source left out, all others' test images were learned from."""
+    import json
+
+    data = ("--data", folders["cohen"])
+    run = train("diagnosis", folders["hospital"], tmp_path / "run", *data, "--leave-out", "cohen", "--split-seed", "3")
+    command = ["evaluate", str(run.out), "--data", folders["hospital"], *data]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    found = json.loads((run.out / "evaluation-test.json").read_text())
+    assert set(found["sources"]) == {"cohen"}
+    from cxrvit_edge.errors import UsageError
+
+    for other in (("--leave-out", "hospital"), ("--split-seed", "4")):
+        with pytest.raises(UsageError, match="was trained with"):
+            CliRunner().invoke(app, [*command, *other], catch_exceptions=False)
+
+
+def test_the_seed_of_a_run_moves_no_patient(folders: dict[str, str], tmp_path: Path) -> None:
+    from train.choose import selected
+    from train.options import SHARED
+
+    values = {k: default for k, (_, default) in SHARED.items()} | {"data": [folders["hospital"]]}
+    splits = [[r.split for r in selected({**values, "seed": seed})[0]] for seed in (0, 1, 2)]
+    assert splits[0] == splits[1] == splits[2]
+    other = [[r.split for r in selected({**values, "split_seed": seed})[0]] for seed in range(6)]
+    assert any(o != other[0] for o in other)
+
+
+def test_a_fresh_run_removes_what_a_run_wrote_and_nothing_else(folders: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train("diagnosis", folders["hospital"], out)
+    (out / "mine").mkdir()
+    (out / "mine" / "notes.txt").write_text("kept")
+    done = train("diagnosis", folders["hospital"], out, "--fresh", "--lr", "0.001")
+    assert (out / "mine" / "notes.txt").read_text() == "kept"
+    assert done.extra["recipe"]["lr"] == 0.001
