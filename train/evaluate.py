@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import cluster_bootstrap, delong, mean_auc, severity
@@ -96,18 +97,24 @@ def _part(p: Predictions, rows: Sequence[int]) -> Predictions:
     return Predictions([p.records[i] for i in rows], p.logits[index], p.zones[index], p.lung_dice[index], said)
 
 
+def judged(p: Predictions, view: str) -> NDArray[np.intp]:
+    """Rows with a label that are of the view; "AP" includes AP Supine, as in training."""
+    return np.flatnonzero((p.labels >= 0) & [view == "any" or r.view.startswith(view) for r in p.records])
+
+
 def figures_of(
     p: Predictions,
     tasks: Sequence[str],
     *,
     fixed: Mapping[str, float] | None = None,
     constants: Mapping[float, float] | None = None,
+    view: str = "any",
     draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Every figure of P10 that `tasks` give, as plain values for JSON.
 
     fixed: thresholds chosen on val; constants: a constant predictor's score by Brixia cut. Diagnosis and severity are
-    given pooled and under `groups`.
+    given pooled and under `groups`. view: diagnosis is judged on images of it alone.
     """
     constants = constants or {}
     patients = [r.patient for r in p.records]
@@ -116,7 +123,7 @@ def figures_of(
     def of(part: Predictions) -> dict[str, Any]:
         found: dict[str, Any] = {"images": len(part.records)}
         if "diagnosis" in tasks:
-            known = np.flatnonzero(part.labels >= 0)
+            known = judged(part, view)
             named = [part.records[int(i)].patient for i in known]
             found["diagnosis"] = diagnosis(part.labels[known], part.probabilities[known], named, fixed, draws=draws)
         if "severity" in tasks:
@@ -130,7 +137,7 @@ def figures_of(
         kind: {name: of(_part(p, rows)) for name, rows in parts.items()} for kind, parts in groups(p.records).items()
     }
     if "diagnosis" in tasks:
-        known = np.flatnonzero(p.labels >= 0)
+        known = judged(p, view)
         named = [p.records[int(i)] for i in known]
         out["auc_within_source"] = within_source(named, p.logits[known].astype(np.float64), draws=draws)
     if "findings" in tasks and p.findings is not None:
@@ -161,7 +168,8 @@ def evaluate_run(
 
     run: a run's folder, its .safetensors, or a bundle's folder (which needs `out`: a bundle holds nothing else);
     severity, lungs: runs that give what `run` lacks. pooling: of zones, else as the severity run was trained.
-    records: all splits; thresholds are chosen on val, the constant severity is the training split's mean.
+    records: all splits; thresholds are chosen on val, the constant severity is the training split's mean. A run that
+    learned one view is judged on it alone, and its thresholds are chosen on it.
     broken: a file that cannot be read is an InputError, or it is left out and counted as `unreadable`.
     UsageError if there is nothing to evaluate.
     """
@@ -176,6 +184,12 @@ def evaluate_run(
     networks, given, lungs_from = combine(main, *others)
     pooled: Pooling = pooling or given.get("severity", main).pooling
     tasks = _useful(networks, chosen)
+    if not tasks.tasks:
+        raise UsageError(
+            f"{main.name}: a {main.stage} run gives findings alone, and no image of the {split} split has any; "
+            "name --data that has findings, such as NIH or CheXpert"
+        )
+    view = given["diagnosis"].view if "diagnosis" in given else "any"
 
     def measure(part: str) -> Predictions:
         return predict_files(
@@ -195,9 +209,8 @@ def evaluate_run(
     fixed = None
     if tasks.diagnosis is not None and any(r.split == "val" for r in records):
         v = p if split == "val" else measure("val")
-        known = v.labels >= 0
+        known = judged(v, view)
         fixed = thresholds(v.labels[known], v.probabilities[known])
-    trained_on = sorted(main.sources)
     constants = {t: training_mean(_learned_from(records, given.get("severity", main)), t) for t in CUTS}
     sources = sorted({r.source for r in p.records})
     result: dict[str, Any] = {
@@ -205,14 +218,15 @@ def evaluate_run(
         "split": split,
         "run": main.described(),
         "with": {task: r.described() for task, r in given.items() if r is not main},
-        "measured_on": f"{split} split of {', '.join(sources)}, {len(p.records)} images",
+        "measured_on": f"{split} split of {', '.join(sources)}, {len(p.records)} images"
+        + (f"; diagnosis on those of view {view} alone" if view != "any" else ""),
         "unreadable": len(chosen) - len(p.records),
         "sources": {s: sum(r.source == s for r in p.records) for s in sources},
-        "external": None if not trained_on else not set(sources) & set(trained_on),
+        "external": {task: _external(given[task], sources) for task in tasks.tasks},
         "caveat": CAVEAT,
         "pooling": pooled,
         "lungs_from": lungs_from if tasks.severity is not None else None,
-        **figures_of(p, tasks.tasks, fixed=fixed, constants=constants, draws=draws),
+        **figures_of(p, tasks.tasks, fixed=fixed, constants=constants, view=view, draws=draws),
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"evaluation-{split}.json"
@@ -225,7 +239,12 @@ def _useful(n: Networks, records: Sequence[Record]) -> Networks:
     """Without the findings' head where no record has findings: it costs a second pass of the trunk."""
     if n.findings is None or any(np.isfinite(r.findings).any() for r in records):
         return n
-    return Networks(n.diagnosis, n.severity, n.lungs, None, n.preprocessing)
+    return replace(n, findings=None)
+
+
+def _external(run: Run, sources: Sequence[str]) -> bool | None:
+    """Whether none of the sources was in the run's training; None if it does not name its own."""
+    return not set(sources) & set(run.sources) if run.sources else None
 
 
 def _learned_from(records: Sequence[Record], run: Run) -> list[Record]:

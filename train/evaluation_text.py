@@ -15,7 +15,8 @@ Evaluation = Mapping[str, Any]
 def text(e: Evaluation) -> str:
     """Every figure with its 95 % interval, what it was measured on, and the caveat first."""
     run = e["run"]
-    known = {None: "not recorded", True: "none in training", False: "also in training"}[e["external"]]
+    said = {None: "not recorded", True: "none in training", False: "also in training"}
+    known = ", ".join(f"{said[external]} ({task})" for task, external in e["external"].items())
     unreadable = f"; {e['unreadable']} more cannot be read" if e["unreadable"] else ""
     head = [
         f"{run['name']}: stage {run['stage']}, {run['network']}, preset {run['preset']}",
@@ -45,7 +46,7 @@ def _auc(v: Mapping[str, Any]) -> list[str]:
 def _diagnosis(e: Evaluation) -> Iterator[str]:
     d = e["diagnosis"]
     if not d["images"]:
-        yield "Diagnosis: no image of this split has a label"
+        yield "Diagnosis: no image that it is judged on has a label"
         return
     rows = [["AUC, one against the rest", "images", "DeLong (images)", "bootstrap (patients)"]]
     rows += [[name, str(d["classes"].get(name, d["images"])), *_auc(v)] for name, v in d["auc"].items()]

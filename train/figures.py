@@ -23,8 +23,8 @@ from cxrvit_edge.report.thumbnails import thumbnail
 from cxrvit_edge.zones import clean_lung
 from train.data.record import Record
 from train.drawing import draw_contour, draw_course, draw_saliency, draw_severity
-from train.films import Film, Float32, films
-from train.predict import Networks, Outputs, Pooling, array_of, resized, run
+from train.films import Broken, Film, Float32, films
+from train.predict import Networks, Outputs, Pooling, array_of, lungs_of, resized, run
 from train.severity_eval import brixia_scores, zone_truth
 
 if TYPE_CHECKING:
@@ -67,12 +67,14 @@ def figures(
     pooling: Pooling = "max",
     limit: int = 12,
     explain: Explain | None = None,
+    broken: Broken = "error",
 ) -> list[Path]:
     """Draw each kind for the first `limit` records (patients, for "course") that have what it needs; PNG files.
 
     saliency (Fig. 5): relevance for each class; severity (Fig. 6): score, array, map, contour; contour (Fig. 7): beside
     the radiologist's outline (Record.opacity); course: score over the days of a patient with images of two days.
     threshold: of the severity map, for contours (ours; the paper states none). explain: cxrvit_edge.model.relevance.
+    broken: a file that cannot be read is an InputError, or its figures are left out.
     UsageError if `out` lies in this repository, for a kind there is not, or if nothing can be drawn.
     """
     if out.resolve().is_relative_to(ROOT):
@@ -93,10 +95,12 @@ def figures(
     configs = list(dict.fromkeys(networks.config(task) for task in tasks))
     judged: dict[int, Judged] = {}
     paths = []
-    for i, film in zip(seen, films([records[i] for i in seen], configs, lungs=True), strict=True):
+    rows_read = iter(seen)
+    for film in films([records[i] for i in seen], configs, lungs=True, broken=broken):
+        i = next(i for i in rows_read if records[i] is film.record)
         tensors = [torch.from_numpy(t)[None] for t in film.tensors]
         images = {task: tensors[configs.index(networks.config(task))] for task in tasks}
-        one = _judge(film, run(networks, images), threshold, pooling)
+        one = _judge(film, networks, run(networks, images), threshold, pooling)
         for kind in ("saliency", "severity", "contour"):
             if [i] in wanted.get(kind, []):
                 if kind == "saliency":
@@ -110,8 +114,12 @@ def figures(
         if any(i in rows for rows in wanted.get("course", [])):
             judged[i] = one
     for rows in wanted.get("course", []):
-        course = [judged[i] for i in rows]
+        course = [judged[i] for i in rows if i in judged]
+        if len({one.film.record.day for one in course}) < 2:  # the others could not be read
+            continue
         paths.append(_save(_course(course, brixia_threshold), out / f"course-{course[0].name}.png"))
+    if not paths:
+        raise UsageError(f"none of the {len(seen)} images to draw can be read; look at them with inspect")
     return paths
 
 
@@ -143,14 +151,14 @@ def _relevance(networks: Networks) -> Explain:
     return relevance  # type: ignore[return-value]
 
 
-def _judge(film: Film, out: Outputs, threshold: float, pooling: Pooling) -> Judged:
+def _judge(film: Film, networks: Networks, out: Outputs, threshold: float, pooling: Pooling) -> Judged:
     shown = thumbnail(film.radiograph)
     h, w = shown.shape
     probabilities = None
     if out.logits is not None:
         z = np.exp(out.logits[0].astype(np.float64) - out.logits[0].max())
         probabilities = z / z.sum()
-    masks = out.lungs[0] if out.lungs is not None else film.lungs if film.record.lungs is not None else None
+    masks = lungs_of(networks, film, out)
     severity = lungs = lesion = None
     if out.maps is not None and masks is not None:
         lungs = _lungs(film, masks, h, w)

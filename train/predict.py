@@ -18,7 +18,7 @@ from cxrvit_edge.metrics import dice
 from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.zones import severity_array, zone_masks
 from train.data.record import Record
-from train.films import Broken, Float32, films
+from train.films import Broken, Film, Float32, films
 
 Pooling = Literal["max", "average"]
 TASKS = ("diagnosis", "severity", "lungs", "findings")
@@ -30,6 +30,7 @@ class Networks:
 
     diagnosis.diagnose(image) -> (B, 3), severity.grade -> (B, 1, h, w), lungs.segment -> (B, 2, h, w),
     findings.find -> (B, 10), all of them logits; image (B, 1, S, S).
+    true_masks: where an image has a human's lung masks, its severity stands on them and not on the network's.
     """
 
     diagnosis: nn.Module | None = None
@@ -37,6 +38,7 @@ class Networks:
     lungs: nn.Module | None = None
     findings: nn.Module | None = None
     preprocessing: Mapping[str, PreprocessConfig] = field(default_factory=dict)
+    true_masks: bool = False
 
     def __post_init__(self) -> None:
         if len({c.aspect for c in self.preprocessing.values()}) > 1:
@@ -150,7 +152,7 @@ def predict_files(
             said.append(out.findings)
         for i, film in enumerate(group):
             truth = None if film.record.lungs is None else film.lungs
-            lungs = truth if out.lungs is None else out.lungs[i]
+            lungs = lungs_of(networks, film, out, i)
             zones.append(array_of(None if out.maps is None else out.maps[i], lungs, pooling))
             dices.append(np.nan if out.lungs is None or truth is None else _dice(out.lungs[i], truth))
         if progress:
@@ -162,6 +164,14 @@ def predict_files(
         np.array(dices, np.float32),
         np.concatenate(said) if said else None,
     )
+
+
+def lungs_of(n: Networks, film: Film, out: Outputs, row: int = 0) -> Float32 | None:
+    """Masks (2, h, w) that the severity of the film, a row of the outputs, stands on; None without any."""
+    truth = None if film.record.lungs is None else film.lungs
+    if out.lungs is None or (n.true_masks and truth is not None):
+        return truth
+    return np.asarray(out.lungs[row])
 
 
 def array_of(severity_map: Float32 | None, lungs: Float32 | None, pooling: Pooling = "max") -> Float32:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cxrvit_edge.bundle import MANIFEST, WEIGHTS
+from cxrvit_edge.bundle import MANIFEST, WEIGHTS, Bundle
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import NetworkConfig
 from cxrvit_edge.preprocess import PreprocessConfig
@@ -45,6 +45,11 @@ class Run:
     @property
     def pooling(self) -> Pooling:
         return "average" if self.options.get("pooling") == "average" else "max"
+
+    @property
+    def view(self) -> str:
+        """The views it learned from: any, PA, or AP with AP Supine."""
+        return str(self.options.get("view") or "any")
 
     def described(self) -> dict[str, Any]:
         """For JSON; no path of this machine in it."""
@@ -113,7 +118,8 @@ def _has_findings(weights: Path) -> bool:
 def combine(main: Run, severity: Run | None = None, lungs: Run | None = None) -> tuple[Networks, dict[str, Run], str]:
     """Networks by task, the run each comes from, and whose lung masks the severity score stands on.
 
-    Masks come from the `lungs` run, else from a joint network's, else they are the true ones where an image has any.
+    Masks come from the `lungs` run, else from a joint network's, else they are the true ones where an image has any
+    and the embedded bundle's elsewhere, as a severity run is trained.
     UsageError if a run does not give what it is named for, or nothing at all.
     """
     for run, task in ((severity, "severity"), (lungs, "lungs")):
@@ -125,10 +131,15 @@ def combine(main: Run, severity: Run | None = None, lungs: Run | None = None) ->
         )
     named = {task: run for run, task in ((severity, "severity"), (lungs, "lungs")) if run is not None}
     given = {**dict.fromkeys(main.gives, main), **named}
-    source = "the true masks; an image without one has no score"
+    source, true_masks = "no network", False
     if lungs is not None:
         source = f"the lungs run {lungs.name}"
     elif joint := next((r for r in (main, severity) if r is not None and r.stage == "joint"), None):
         given["lungs"], source = joint, f"the joint network {joint.name}"
+    elif "severity" in given and "lungs" not in given:
+        device = next(given["severity"].net.parameters()).device
+        given["lungs"] = load_run(Bundle.open(None).file(WEIGHTS).parent, str(device))
+        source, true_masks = "the true masks where an image has them, else the embedded bundle", True
     nets = {task: run.net for task, run in given.items()}
-    return Networks(**nets, preprocessing={task: run.preprocessing for task, run in given.items()}), given, source
+    preprocessing = {task: run.preprocessing for task, run in given.items()}
+    return Networks(**nets, preprocessing=preprocessing, true_masks=true_masks), given, source

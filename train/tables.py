@@ -26,8 +26,11 @@ def tables(evaluations: Sequence[Evaluation]) -> str:
     data: dict[str, str] = {}  # what was measured on -> its letter
     out = [_table(table, evaluations, data) for table in paper.TABLES]
     legend = [f"[{letter}] {text}" for text, letter in data.items()]
-    runs = [f"({n}) {_named(e)}" for n, e in enumerate(evaluations, 1)]
+    runs = [f"({n}) {_legend(e)}" for n, e in enumerate(evaluations, 1)]
     unplaced = [f"({n})" for n, e in enumerate(evaluations, 1) if not place(e)]
+    unplaced += [
+        f"({n}) for severity" for n, e in enumerate(evaluations, 1) if "severity" in e["with"] and not place(e, True)
+    ]
     notes = [
         "Paper: Park, Kim et al., arXiv 2104.07235v1; where its text and its tables disagree, its tables.",
         "Intervals are 95 %, over patients; the AUC of one class has DeLong's.",
@@ -39,9 +42,10 @@ def tables(evaluations: Sequence[Evaluation]) -> str:
     return "\n\n".join([*out, "\n".join([*legend, *runs]), "\n".join(notes)]).strip() + "\n"
 
 
-def place(e: Evaluation) -> frozenset[str]:
-    """Keys of paper.Row that the run belongs to."""
-    run = e["run"]
+def place(e: Evaluation, severity: bool = False) -> frozenset[str]:
+    """Keys of paper.Row that the run belongs to; severity: that the run which gives the severity belongs to."""
+    run = e["with"].get("severity", e["run"]) if severity else e["run"]
+    graded = severity or "severity" not in e["with"]  # pooling is no setting of a run that only diagnoses
     config, options = run["config"], run["options"]
     simclr = options.get("init") == "simclr"
     if run["network"] != "cxrvit":
@@ -56,7 +60,7 @@ def place(e: Evaluation) -> frozenset[str]:
             ("frozen", options.get("freeze") == "backbone"),
             ("1024", config["image_size"] == 1024),
             ("proposed simclr", simclr),
-            ("average", e["pooling"] == "average"),
+            ("average", graded and e["pooling"] == "average"),
             ("brixia only", trained == {"brixia"}),
         )
         if changed
@@ -77,7 +81,7 @@ def _table(table: Table, evaluations: Sequence[Evaluation], data: dict[str, str]
     letters: list[str] = []
     for r, row in enumerate(rows):
         for n, e in enumerate(evaluations, 1):
-            if row.key not in place(e):
+            if not _shows(table, row, e):
                 continue
             for text, block in _measured(table, e):
                 if lines := list(_figures(table, row, block, n)):
@@ -103,11 +107,20 @@ def _table(table: Table, evaluations: Sequence[Evaluation], data: dict[str, str]
     return f"Table {table.number}. {table.title}\n{aligned(printed)}"
 
 
+def _shows(table: Table, row: Row, e: Evaluation) -> bool:
+    """Whether the run is of the row, and learned the view that the table is of."""
+    view = VIEW_OF.get(table.number)
+    learned = e["run"]["options"].get("view") or "any"
+    if view is not None and learned != "any" and not view.startswith(learned):
+        return False
+    return row.key in place(e, severity=view is None)
+
+
 def _measured(table: Table, e: Evaluation) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """What an evaluation was measured on that a table may show, and its figures: once a Brixia cut for severity."""
     known = {None: "training sources not recorded", True: "none of them in training", False: "also in training"}
-    seen = known[e["external"]]
     view = VIEW_OF.get(table.number)
+    seen = known[e["external"].get("severity" if view is None else "diagnosis")]
     if view is not None:
         block = e["groups"]["view"].get(view, {}).get("diagnosis")
         if block and block["images"]:
@@ -131,7 +144,7 @@ def _hospitals(table: Table, row: Row, evaluations: Sequence[Evaluation]) -> lis
             view = VIEW_OF.get(table.number)
             wanted = hospital.lower() + (f", {view.lower()}" if view else "")
             for name, block in e["groups"]["source and view" if view else "source"].items():
-                if name.lower() != wanted or row.key not in place(e):
+                if name.lower() != wanted or not _shows(table, row, e):
                     continue
                 part = block.get("diagnosis") if view else block.get("severity", {}).get("brixia>=1")
                 if part and part["images"]:
@@ -180,15 +193,21 @@ def _other_sizes(evaluations: Sequence[Evaluation]) -> str:
     return "; ".join(f"{layers} layers and {heads} heads" for layers, heads in sorted(sizes))
 
 
-def _named(e: Evaluation) -> str:
+def _legend(e: Evaluation) -> str:
+    runs = [e["run"], *([e["with"]["severity"]] if "severity" in e["with"] else [])]
+    return "; severity by ".join(map(_named, runs))
+
+
+def _named(run: Mapping[str, Any]) -> str:
     """A run in words."""
-    run = e["run"]
     options, config = run["options"], run["config"]
     words = [f"{run['name']}: stage {run['stage']}, {run['network']}"]
     if run["network"] == "cxrvit":
         words.append(f"preset {run['preset']} ({config['layers']} layers, {config['heads']} heads)")
     words.append(f"{config['image_size']} px")
     words.append(f"starts from {options['init']} weights" if options.get("init") else "from scratch")
+    if (view := options.get("view") or "any") != "any":
+        words.append(f"view {view} alone")
     if run["sources"]:
         words.append("trained on " + ", ".join(f"{s} {n}" if n else s for s, n in run["sources"].items()))
     return ", ".join(words)

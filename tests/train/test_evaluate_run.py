@@ -25,7 +25,7 @@ from train.data.record import Record
 from train.evaluate import evaluate_run
 from train.evaluation_text import text
 from train.networks import build
-from train.predict import Networks, predict_files
+from train.predict import Networks, array_of, predict_files
 from train.runs import combine, load_run
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -60,7 +60,7 @@ def test_a_joint_run_gives_everything(records: list[Record], tmp_path: Path) -> 
     test = [r for r in records if r.split == "test"]
     assert found["images"] == len(test)
     assert found["measured_on"] == f"test split of cohen, nih, {len(test)} images"
-    assert found["external"] is False
+    assert found["external"] == dict.fromkeys(found["tasks"], False)
     assert found["run"]["options"] == {"freeze": "none"}
     assert found["lungs_from"] == "the joint network joint"
     # val has all three classes here, and its thresholds are those of its own probabilities
@@ -157,24 +157,28 @@ def test_films_without_lungs_have_no_zones(records: list[Record]) -> None:
     assert [float(d) for d in p.lung_dice] == [0.0, 0.0, 0.0]
 
 
-def test_without_a_lung_network_the_true_masks_serve(records: list[Record], tmp_path: Path) -> None:
+def test_without_a_lung_network_true_masks_and_the_embedded_bundle_serve(records: list[Record], tmp_path: Path) -> None:
     run = load_run(save(tmp_path / "s", "severity"))
-    networks, _, source = combine(run)
-    assert "true masks" in source
-    assert networks.lungs is None
-    p = predict_files(networks, records, pooling="average")
-    for i, record in enumerate(records):
-        assert np.isnan(p.zones[i]).all() == (record.lungs is None)
-        assert np.isnan(p.lung_dice[i])
+    networks, given, source = combine(run)
+    assert source == "the true masks where an image has them, else the embedded bundle"
+    embedded = given["lungs"]
+    drawn, bare = records[0], records[3]
+    assert drawn.lungs is not None and bare.lungs is None
+    p = predict_files(networks, [drawn, bare], pooling="average")
+    assert np.isfinite(p.zones).all()
+    for i, record in enumerate((drawn, bare)):
+        with torch.inference_mode():
+            film = torch.from_numpy(preprocess(read(record.path), P64)[0])[None]
+            severity_map = run.net.grade(film).sigmoid()[0, 0].numpy()  # type: ignore[operator]
+            image, geometry = preprocess(read(record.path), embedded.preprocessing)
+            masks = embedded.net.segment(torch.from_numpy(image)[None]).sigmoid()[0].numpy()  # type: ignore[operator]
         if record.lungs is not None:
-            image, geometry = preprocess(read(record.path), P64)
-            with torch.inference_mode():
-                severity_map = run.net.grade(torch.from_numpy(image)[None]).sigmoid()[0, 0].numpy()  # type: ignore[operator]
-            zones = zone_masks(read_lungs(record.lungs, geometry, 32) / np.float32(255))
-            assert zones is not None
-            np.testing.assert_allclose(p.zones[i], severity_array(severity_map, zones, pooling="average"), atol=1e-3)
-    found = evaluate_run(tmp_path / "s", records, draws=10, say=lambda _: None)
-    assert found["tasks"] == ["severity"]
+            masks = read_lungs(record.lungs, geometry, 256) / np.float32(255)
+        np.testing.assert_allclose(p.zones[i], array_of(severity_map, masks, "average"), atol=1e-3)
+    few = [drawn, bare, *(r for r in records if r.split == "train")]
+    found = evaluate_run(tmp_path / "s", few, draws=10, say=lambda _: None)
+    assert found["tasks"] == ["severity", "lungs"]
+    assert found["with"]["lungs"]["name"] == embedded.name
     assert found["lungs_from"] == source
     train = [r for r in records if r.split == "train" and r.brixia is not None]
     expected = np.mean([np.count_nonzero(np.asarray(r.brixia) >= 2) for r in train])
@@ -187,7 +191,7 @@ def test_on_val_both_thresholds_are_val_s(records: list[Record], tmp_path: Path)
     run = save(tmp_path / "vit", "diagnosis")
     found = evaluate_run(run, records, split="val", draws=10, out=tmp_path / "elsewhere", say=lambda _: None)
     assert found["run"]["network"] == "vit"
-    assert found["external"] is None
+    assert found["external"] == {"diagnosis": None}
     assert (tmp_path / "elsewhere" / "evaluation-val.json").is_file()
     assert {p.name for p in run.iterdir()} == {"model.safetensors"}
     for name in CLASSES:
@@ -199,6 +203,38 @@ def test_backbone_has_findings_alone(records: list[Record], tmp_path: Path) -> N
     assert found["tasks"] == ["findings"]
     assert "diagnosis" not in found
     assert "Finding, AUC" in text(found)
+
+
+def test_backbone_needs_findings(records: list[Record], tmp_path: Path) -> None:
+    nothing = np.full(10, np.nan, np.float32)
+    with pytest.raises(UsageError, match=r"no image of the test split has any; name --data that has findings"):
+        evaluate_run(save(tmp_path / "b", "backbone"), [replace(r, findings=nothing) for r in records])
+
+
+def test_a_run_of_one_view_is_judged_on_it(records: list[Record], tmp_path: Path) -> None:
+    run = save(tmp_path / "pa", "diagnosis", about={"view": "PA"})
+    found = evaluate_run(run, records, draws=10, say=lambda _: None)
+    pa = [r for r in records if r.view == "PA"]
+    assert found["measured_on"].endswith("images; diagnosis on those of view PA alone")
+    labelled = [r for r in pa if r.split == "test" and r.label is not None]
+    assert found["diagnosis"]["images"] == len(labelled) < found["images"]
+    assert found["groups"]["view"]["AP, all"]["diagnosis"]["images"] == 0
+    alone = evaluate_run(run, pa, draws=10, say=lambda _: None)
+    assert found["diagnosis"] == alone["diagnosis"]  # the thresholds of val too
+    ap = save(tmp_path / "ap", "diagnosis", about={"view": "AP"})
+    found = evaluate_run(ap, records, draws=10, say=lambda _: None)
+    assert found["diagnosis"] == found["groups"]["view"]["AP Supine"]["diagnosis"]
+
+
+def test_each_task_is_external_or_not(records: list[Record], tmp_path: Path) -> None:
+    """By the sources of the run that gives it."""
+    test = {r.source for r in records if r.split == "test"}
+    joint = save(tmp_path / "j", "joint", config=TINY, sources=dict.fromkeys(test, 1))
+    brixia = save(tmp_path / "s", "severity", sources={"brixia": 5})
+    lungs = save(tmp_path / "l", "lungs", config=LUNGS)
+    found = evaluate_run(joint, records, severity=brixia, lungs=lungs, draws=10, say=lambda _: None)
+    assert found["external"] == {"diagnosis": False, "severity": True, "lungs": None, "findings": False}
+    assert "also in training (diagnosis), none in training (severity), not recorded (lungs)" in text(found)
 
 
 def test_what_cannot_be_evaluated(records: list[Record], tmp_path: Path) -> None:

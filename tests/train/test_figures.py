@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxrvit_edge.errors import UsageError
+from cxrvit_edge.errors import InputError, UsageError
 from cxrvit_edge.metrics import dice
 from cxrvit_edge.phantom import make_phantom
 from cxrvit_edge.preprocess import PreprocessConfig
@@ -140,7 +141,7 @@ def test_captions_say_what_is_known_and_no_name(
 def judged(record: Record, n: Networks) -> figures.Judged:
     film = next(films([record], [P64], lungs=True))
     images = dict.fromkeys(n.tasks, torch.from_numpy(film.tensors[0])[None])
-    return _judge(film, run(n, images), 0.5, "max")
+    return _judge(film, n, run(n, images), 0.5, "max")
 
 
 def test_lesion_is_the_map_over_the_threshold_inside_the_lungs(records: list[Record]) -> None:
@@ -199,6 +200,23 @@ def test_nothing_is_written_into_the_repository(records: list[Record]) -> None:
         figures.figures(records, networks(), out, ("severity",))
     assert not out.exists()
     assert (ROOT / "train" / "figures.py").is_file()
+
+
+def test_a_broken_file_ends_it_or_its_figures_are_left_out(records: list[Record], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    some = [records[0], replace(records[1], path=broken, opacity=None), *records[2:4]]
+    kinds = ("severity", "course")
+    with pytest.raises(InputError):
+        figures.figures(some, networks(), tmp_path / "out", kinds)
+    paths = figures.figures(some, networks(), tmp_path / "out", kinds, broken="skip")
+    expected = [f"severity-{name(some[i])}.png" for i in (0, 2, 3)] + [f"course-{name(some[2])}.png"]
+    assert [p.name for p in paths] == expected
+    # a course needs two films
+    paths = figures.figures(some[:2], networks(), tmp_path / "out", kinds, broken="skip")
+    assert [p.name for p in paths] == expected[:1]
+    with pytest.raises(UsageError, match="none of the 1 images to draw can be read"):
+        figures.figures(some[1:2], networks(), tmp_path / "out", ("severity",), broken="skip")
 
 
 def test_what_cannot_be_drawn(records: list[Record], tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def evaluation(
     return {
         "schema": 1, "split": "test", "run": run, "with": {}, "caveat": CAVEAT,
         "pooling": changes.get("pooling", "max"),
-        "sources": {s: n // len(sources) for s in sources}, "external": changes.get("external", False), **found,
+        "sources": {s: n // len(sources) for s in sources},
+        "external": dict.fromkeys(TASKS, changes.get("external", False)), **found,
     }  # fmt: skip
 
 
@@ -176,6 +177,31 @@ def test_one_change_is_one_row(changes: dict[str, Any], key: str) -> None:
     nth = 0
     assert "(1)" in line(tables([e]), number, row.name, nth)
     assert "(1)" not in "\n".join(section(tables([e]), 4))
+
+
+def test_severity_stands_where_the_run_that_gives_it_does() -> None:
+    e = evaluation(options={"freeze": "backbone"}, pooling="average", trained_on={"CNUH": 1})
+    other = evaluation(PRESETS["edge"], trained_on={"brixia": 5})["run"] | {"name": "graded", "stage": "severity"}
+    e["with"] = {"severity": {**other, "network": "resnet50"}}
+    e["external"] = {"diagnosis": False, "severity": True}
+    text = tables([e])
+    assert "(1)" in line(text, 9, "Frozen backbone weights")  # average pooling is of the severity run
+    assert "(1)" in line(text, 8, "ResNet-50")
+    assert not any("(1)" in row for number in (6, 10) for row in section(text, number))
+    assert "PA, 30 images; also in training" in text
+    assert "60 images with brixia>=2; none of them in training" in text
+    assert "severity by graded: stage severity, resnet50" in text
+    e["with"] = {"severity": other}
+    assert "differ in more than one setting: (1) for severity." in tables([e])
+
+
+@pytest.mark.parametrize(("view", "shown", "empty"), [("PA", (4, 7, 9), 5), ("AP", (5,), 4)])
+def test_a_run_of_one_view_stands_in_the_tables_of_that_view(view: str, shown: tuple[int, ...], empty: int) -> None:
+    text = tables([evaluation(options={"view": view})])
+    for number in (*shown, 6, 8, 10):
+        assert "(1)" in "\n".join(section(text, number)), number
+    assert "(1)" not in "\n".join(section(text, empty))
+    assert f"from scratch, view {view} alone, trained on nih 9" in text
 
 
 def test_two_changes_have_no_row_and_are_named() -> None:
