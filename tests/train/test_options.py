@@ -133,7 +133,7 @@ def test_values_reach_the_loader_and_what_is_said_of_a_run(monkeypatch: pytest.M
     about = stages.about("severity", values)
     assert about["pooling"] == "average"
     assert about["brixia_threshold"] == 2.0
-    assert (about["view"], about["leave_out"], about["init"]) == ("PA", "amc", None)
+    assert (about["view"], about["leave_out"], about["init"]) == ("PA", ["amc"], None)
     assert stages.loading_of("simclr", parsed(monkeypatch, "simclr", "--data", "a", "--out", "r"))["views"] == 2
 
 
