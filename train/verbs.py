@@ -89,6 +89,7 @@ def figures(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: A
         threshold=values["threshold"],
         pooling=given.get("severity", main).pooling,
         limit=values["limit"],
+        broken=values["absent"],
     )
     for path in paths:
         write(str(path))
