@@ -85,8 +85,10 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("layout", "stage"), LAYOUTS)
 def test_a_stage_runs_on_each_layout(layout: str, stage: str, folders: dict[str, str], tmp_path: Path) -> None:
-    done = train(stage, folders[layout], tmp_path / "run")
-    assert set(done.extra["sources"]) == {layout.split()[0]}
+    """A diagnosis needs two classes, which most public sets have not: a hospital's images stand beside them."""
+    beside = ("--data", folders["hospital"]) if stage == "diagnosis" and layout != "hospital" else ()
+    done = train(stage, folders[layout], tmp_path / "run", *beside)
+    assert set(done.extra["sources"]) - ({"hospital"} if beside else set()) == {layout.split()[0]}
     assert (tmp_path / "run" / "steps.csv").is_file()
 
 
@@ -222,6 +224,14 @@ def test_what_a_run_learned_from_is_not_its_test(folders: dict[str, str], tmp_pa
     for other in (("--leave-out", "hospital"), ("--split-seed", "4")):
         with pytest.raises(UsageError, match="was trained with"):
             CliRunner().invoke(app, [*command, *other], catch_exceptions=False)
+
+
+def test_one_class_alone_is_told(folders: dict[str, str], tmp_path: Path) -> None:
+    from cxrvit_edge.errors import UsageError
+
+    command = ["diagnosis", "--data", folders["nih"], "--out", str(tmp_path / "run"), *TINY, *STEPS]
+    with pytest.raises(UsageError, match="every training image is normal: nothing to tell apart"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_the_seed_of_a_run_moves_no_patient(folders: dict[str, str], tmp_path: Path) -> None:
