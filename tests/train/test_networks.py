@@ -125,10 +125,11 @@ def test_a_vits_tokens_are_where_its_patches_are() -> None:
     assert moved.nonzero().tolist() == [[1, 3]]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet152" else []) for n in NETWORKS],  # it writes 240 MB
+)
 def test_a_checkpoint_gives_the_same_network(name: str, tmp_path: Path) -> None:
-    if name == "resnet152":
-        pytest.skip("writes 240 MB; ResNet-50 is of its kind")
     config = replace(TINY, network=name)
     net = seeded(config).eval()
     path = tmp_path / "model.safetensors"
