@@ -35,6 +35,7 @@ class Reason(str, Enum):
     COLOUR = "colour"
     ROTATED = "rotated"
     NOT_A_CHEST = "not_a_chest"
+    OUTSIDE = "outside_folder"
     # failed: could not be read or judged this time
     NOT_FOUND = "not_found"
     NO_PERMISSION = "no_permission"
@@ -65,6 +66,7 @@ _REJECTIONS = frozenset(
         Reason.COLOUR,
         Reason.ROTATED,
         Reason.NOT_A_CHEST,
+        Reason.OUTSIDE,
     }
 )
 

@@ -24,11 +24,19 @@ class Identifiers:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask of the box before it is turned away unread."""
+    """What a file may ask of the box before it is turned away.
 
-    max_pixels: int = 100_000_000  # about 10,000 x 10,000; the largest detectors give 18 million
-    max_bytes: int = 512 * 1024 * 1024
-    min_side: int = 64  # below this no lung field can be told
+    max_pixels, max_bytes, min_side, max_frames and max_depth are read from sizes and headers, before pixels are decoded;
+    more than them is `rejected` as too_large (under min_side, too_small). decode_seconds is the time from opening a file
+    to its pixels; a decoder that takes longer is ended and its file is `failed`.
+    """
+
+    max_pixels: int = 100_000_000  # of one frame: about 10,000 x 10,000; the largest detectors give 18 million
+    max_bytes: int = 512 * 1024 * 1024  # of the file
+    min_side: int = 64  # pixels; below this no lung field can be told
+    max_frames: int = 1_000  # of a DICOM object; a fluoroscopy or tomosynthesis export has hundreds
+    max_depth: int = 32  # DICOM sequences within sequences; structured reports nest about 10
+    decode_seconds: float = 60.0
 
 
 @dataclass(frozen=True)

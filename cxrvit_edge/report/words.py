@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     Reason.COLOUR: "colour picture",
     Reason.ROTATED: "image lies on its side",
     Reason.NOT_A_CHEST: "no lungs found",
+    Reason.OUTSIDE: "a link out of the folder, not followed",
     Reason.NOT_FOUND: "file not found",
     Reason.NO_PERMISSION: "no permission to read the file",
     Reason.EMPTY_FILE: "empty file",
