@@ -168,7 +168,7 @@ def inspect_image(path: Path, limits: Limits | None = None) -> dict[str, Any]:
         data = load(path, limits)
         report |= {"bytes": len(data), "format": _format(data, path.name)}
         if report["format"] == "DICOM":
-            report["header"] = dicom_header(data)
+            report["header"] = dicom_header(data, limits)
         radiograph = decode(data, path.name, limits)
         report |= _read(radiograph)
         check_pixels(radiograph)
@@ -177,22 +177,16 @@ def inspect_image(path: Path, limits: Limits | None = None) -> dict[str, Any]:
     return report
 
 
-def dicom_header(data: bytes) -> dict[str, Any]:
-    """Header values that decide how a DICOM file is read; None if the data set is broken. Free text stays out."""
-    import io
-    import warnings
-
-    import pydicom
+def dicom_header(data: bytes, limits: Limits) -> dict[str, Any]:
+    """Header values that decide how a DICOM file is read; none if the data set is broken. Free text stays out."""
     from pydicom.uid import UID
 
-    from cxrvit_edge.readers.dicom_header import extract
+    from cxrvit_edge.readers.dicom import read_header
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            header = extract(pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, force=True))
-        except Exception:  # read() says what is wrong with it
-            return {}
+    try:
+        header, _, _ = read_header(data, limits)
+    except InputError:  # read() says what is wrong with it
+        return {}
     lut = "modality LUT" if header.modality_lut else None
     voi = "VOI LUT" if header.voi_lut else header.voi_function.lower() or None
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -14,16 +13,16 @@ from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.radiograph import Limits, Radiograph, View
 from cxrvit_edge.readers.colour import to_gray
 from cxrvit_edge.readers.containers import cut_short, damaged
+from cxrvit_edge.readers.dicom_elements import Elements, gives_vr
 from cxrvit_edge.readers.dicom_header import Header, extract
 from cxrvit_edge.readers.dicom_pixels import ASK, decode_first_frame
-from cxrvit_edge.readers.dicom_scope import check_body_part, check_object
+from cxrvit_edge.readers.dicom_scope import check_body_part, check_object, is_radiograph
 from cxrvit_edge.readers.grayscale import check_format, present
 from cxrvit_edge.readers.orientation import must_mirror
-from cxrvit_edge.readers.quiet import quiet_pydicom
 from cxrvit_edge.readers.raster import check_size
 from cxrvit_edge.readers.views import unusual_view, view_from_text
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+_BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 
 
 def sniff_dicom(head: bytes, *, implicit: bool = True) -> bool:
@@ -53,9 +52,9 @@ def decode_dicom(data: bytes, limits: Limits) -> Radiograph:
     Raises InputError: WRONG_OBJECT, WRONG_MODALITY, WRONG_BODY_PART, LATERAL_VIEW, ROTATED, TOO_LARGE, TOO_SMALL from
     the header alone; then NO_PIXELS, TRUNCATED, CANNOT_DECODE, COLOUR; UNREADABLE for a broken data set.
     """
-    data = _inflate(data, limits)
-    header, at = _read_header(data)
-    warnings = check_object(header.modality, header.sop_class, header.class_name)
+    header, data, at = read_header(data, limits)
+    class_name = "" if is_radiograph(header.sop_class) else header.class_name
+    warnings = check_object(header.modality, header.sop_class, class_name)
     warnings += check_body_part(header.body_part, header.descriptions)
     view, said = _view(header)
     mirror = must_mirror(header.patient_orientation)
@@ -66,6 +65,9 @@ def decode_dicom(data: bytes, limits: Limits) -> Radiograph:
             )
         raise InputError(Reason.NO_PIXELS, "the header gives no picture size; send the image object again")
     check_size(header.columns, header.rows, limits)
+    if header.frames > limits.max_frames:
+        message = f"{header.frames:,} frames are more than the limit of {limits.max_frames:,} (--max-frames)"
+        raise InputError(Reason.TOO_LARGE, f"{message}; send one radiograph an object")
     check_format(header)
     words = _decode(data, at, header)
     if words.ndim == 3 or header.palette is not None:
@@ -85,56 +87,38 @@ def decode_dicom(data: bytes, limits: Limits) -> Radiograph:
     return Radiograph(pixels, view, valid, window, header.identifiers, warnings + said)
 
 
-def _read_header(data: bytes) -> tuple[Header, int]:
-    """Header, and the offset of the pixel element (the end of data if there is none)."""
-    import pydicom
+def read_header(data: bytes, limits: Limits) -> tuple[Header, bytes, int]:
+    """Header of a DICOM file, the bytes that hold its data set (those given, unless it is deflated), and in these the
+    offset of the pixel element (their end if there is none).
 
-    stream = io.BytesIO(data)
-    try:
-        with quiet_pydicom():
-            ds = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            if any(_runs_over(element, len(data)) for element in ds.elements()):
-                raise cut_short("the file ends inside its header")
-            return extract(ds), stream.tell()
-    except (InputError, MemoryError):
-        raise
-    except EOFError:
-        raise cut_short("the file ends inside its header") from None
-    except Exception as error:  # pydicom raises whatever the bytes make it stumble over
-        message = f"the DICOM data set is broken ({type(error).__name__}); export it again from the PACS"
-        raise InputError(Reason.UNREADABLE, message) from None
-
-
-def _runs_over(element: Any, size: int) -> bool:
-    length, start = getattr(element, "length", None), getattr(element, "value_tell", None)
-    return length is not None and start is not None and length != 0xFFFFFFFF and start + length > size
-
-
-def _inflate(data: bytes, limits: Limits) -> bytes:
-    """A deflated data set (PS3.5 A.5) as uncompressed explicit little endian without its meta group; others unchanged.
-
-    Raises InputError: TOO_LARGE if it unpacks to more than limits.max_bytes, TRUNCATED, CANNOT_DECODE.
+    Raises InputError: TRUNCATED, UNREADABLE; TOO_LARGE if it unpacks to more than limits.max_bytes, is nested deeper
+    than limits.max_depth or has too many elements; CANNOT_DECODE.
     """
-    if _DEFLATED.encode() not in data[:65536]:
-        return data
-    at, syntax = 132 if data[128:132] == b"DICM" else 0, b""
-    while data[at : at + 2] == b"\x02\x00":
-        long = data[at + 4 : at + 6] in (b"OB", b"UN")
-        if at + 12 > len(data):
-            raise cut_short("the file ends inside its header")
-        (length,) = struct.unpack_from("<I" if long else "<H", data, at + (8 if long else 6))
-        if data[at + 2 : at + 4] == b"\x10\x00":
-            syntax = data[at + 8 : at + 8 + length].strip(b" \x00")
-        at += (12 if long else 8) + length
-    if syntax != _DEFLATED.encode():
-        return data
+    meta = Elements(data, True, True, limits)
+    at = meta.read(132 if data[128:132] == b"DICM" else 0, len(data), only_group=0x0002)
+    syntax = meta.text("TransferSyntaxUID")
+    if syntax == _DEFLATED:
+        data, at = _inflate(memoryview(data)[at:], limits), 0
+    at = Elements(data, True, False, limits).read(at, len(data), only_group=0x0000)  # a command set, left in by some
+    explicit = gives_vr(data, at)  # whatever the transfer syntax says
+    (group,) = struct.unpack_from("<H", data, at) if at + 2 <= len(data) else (0,)
+    little = syntax != _BIG_ENDIAN and not (syntax == "" and explicit and group >= 0x0400)
+    ds = Elements(data, little, explicit, limits)
+    at = ds.read(at, len(data))
+    return extract(meta, ds), data, at
+
+
+def _inflate(packed: memoryview, limits: Limits) -> bytes:
+    """A deflated data set (PS3.5 A.5), unpacked to explicit little endian."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        body = unpacker.decompress(data[at:], limits.max_bytes)
+        body = unpacker.decompress(packed, limits.max_bytes)
     except zlib.error:
         raise damaged("the deflated data set cannot be unpacked") from None
     if unpacker.unconsumed_tail:
-        raise InputError(Reason.TOO_LARGE, f"unpacks to more than the limit of {limits.max_bytes:,} bytes")
+        raise InputError(
+            Reason.TOO_LARGE, f"unpacks to more than the limit of {limits.max_bytes:,} bytes; send it uncompressed"
+        )
     if not unpacker.eof:
         raise cut_short("the deflated data set ends early")
     return body

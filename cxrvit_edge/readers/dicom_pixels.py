@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.readers.containers import cut_short, damaged, walk_jpeg
+from cxrvit_edge.readers.dicom_elements import UNDEFINED
 from cxrvit_edge.readers.dicom_header import Header
 from cxrvit_edge.readers.quiet import quiet_cv2, quiet_pydicom
 
@@ -30,14 +31,15 @@ JPEG_LOSSLESS = frozenset({"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"})
 JPEG_LS = frozenset({"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"})
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
 HTJ2K = frozenset({"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"})
-UNDEFINED = 0xFFFFFFFF
+MAX_FRAGMENTS = 100_000
 ASK = "ask the sender for uncompressed or lossless JPEG"
 
 
 def decode_first_frame(data: bytes, at: int, header: Header) -> NDArray[Any]:
     """Stored words (H, W) of the first frame, or (H, W, 3) B, G, R of a colour one; the pixel element starts at `at`.
 
-    Words are as allocated (1, 2, 4 bytes; 4 or 8 for float pixel data), high bits untouched, sign not yet interpreted.
+    Words are as allocated (1, 2, 4 bytes; 4 or 8 for float pixel data), high bits untouched, sign not yet interpreted;
+    perhaps a read-only view of `data`.
     Raises InputError: NO_PIXELS, TRUNCATED, CANNOT_DECODE.
     """
     start, length, kind = find_value(data, at, header.little_endian)
@@ -110,7 +112,8 @@ def _native(data: bytes, start: int, length: int, element: int, header: Header) 
     if code == "u1" and end == ">" and data[start - 12 + 4 : start - 12 + 6] == b"OW":
         even = np.frombuffer(data, ">u2", count=min(length, len(data) - start) // 2, offset=start)
         words = even.astype("<u2").view(np.uint8)[:count]  # bytes of a big endian word are swapped (PS3.5 8.1.2)
-    words = words.astype(dtype.newbyteorder("="))  # a copy: the file's bytes are read-only and may be unaligned
+    if not (words.dtype.isnative and words.flags.aligned):
+        words = words.astype(dtype.newbyteorder("="))
     if header.samples == 1:
         return words.reshape(header.rows, header.columns)
     if header.samples != 3:
@@ -140,6 +143,8 @@ def first_frame(data: bytes, start: int, frames: int) -> bytes:
         if at + 8 + length > len(data):
             raise cut_short("the file ends inside its pixels")
         fragments.append((at, length))
+        if len(fragments) > MAX_FRAGMENTS:
+            raise damaged(f"the compressed pixels are in more than {MAX_FRAGMENTS:,} pieces")
         at += 8 + length
     if not fragments:
         return b""

@@ -45,6 +45,11 @@ def _says_chest(words: str) -> bool:
     return bool(_CHEST.search(words)) and (bool(_PLAINLY_CHEST.search(words)) or not _SPINE_OR_RIBS.search(words))
 
 
+def is_radiograph(sop_class: str) -> bool:
+    """Whether this SOP class is one of those that hold radiographs."""
+    return sop_class.startswith(_STORAGE) and sop_class[len(_STORAGE) :] in _RADIOGRAPH_CLASSES
+
+
 def check_object(modality: str, sop_class: str, class_name: str) -> tuple[str, ...]:
     """Warnings for an object that may be a radiograph.
 
@@ -60,7 +65,8 @@ def check_object(modality: str, sop_class: str, class_name: str) -> tuple[str, .
         shown = modality if re.fullmatch(r"[A-Z0-9]{2,8}", modality) else "of the file"
         raise InputError(Reason.WRONG_MODALITY, f"modality {shown} is not a chest radiograph (CR, DX); leave it out")
     if kind and kind not in _RADIOGRAPH_CLASSES:
-        raise InputError(Reason.WRONG_MODALITY, f"{class_name or sop_class} is not a radiograph (CR, DX); leave it out")
+        what = class_name or (sop_class if re.fullmatch(r"[0-9.]{1,64}", sop_class) else "an unknown kind of object")
+        raise InputError(Reason.WRONG_MODALITY, f"{what} is not a radiograph (CR, DX); leave it out")
     if not modality and not kind.startswith(("1", "7")):
         return ("Modality is absent: taken as a radiograph",)
     if kind == "1.1.1":

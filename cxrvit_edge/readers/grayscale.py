@@ -55,7 +55,8 @@ def present(words: NDArray[Any], header: Header) -> Presented:
         window = (top - window[0], window[1])
     if table is None:
         pixels = pixels.astype(np.uint8 if stored <= 8 else np.uint16, copy=False)
-    return Presented(np.ascontiguousarray(pixels), valid, window, warnings)
+    pixels = np.require(pixels, requirements=["C", "W"])  # a copy of what is still a view of the file's bytes
+    return Presented(pixels, valid, window, warnings)
 
 
 def _present_wide(words: NDArray[Any], header: Header, inverse: bool) -> Presented:
@@ -156,7 +157,7 @@ def check_format(header: Header) -> None:
         )
     if header.samples not in (1, 3) or (header.samples == 3) != (header.photometric[:3] in ("RGB", "YBR")):
         raise InputError(Reason.CANNOT_DECODE, f"{header.samples} samples a pixel do not go with {header.photometric}")
-    if not 1 <= header.stored <= max(header.allocated, 0) or not 0 <= header.high < 64:
+    if not 1 <= header.stored <= min(header.allocated, 64) or not 0 <= header.high < 64:
         raise InputError(
             Reason.CANNOT_DECODE, f"{header.stored} bits stored in {header.allocated} allocated; export the image again"
         )
