@@ -30,8 +30,8 @@ both = pytest.mark.parametrize("poll", [pytest.param(None, marks=linux, id="inot
 class Fed:
     """A watch that runs in a thread, as the pipeline runs it, and what it has given."""
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, watch: Watch, settle: float) -> None:
+        self.watch, self.settle = watch, settle
         self._given: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -62,14 +62,14 @@ class Fed:
 
     def nothing(self) -> None:
         """Nothing was given but what was taken, though everything had the time to settle and to be scanned again."""
-        time.sleep(2.5 * SETTLE)
+        time.sleep(2 * self.settle)
         self.idle()
         assert self._given.empty(), self._given.get()
 
 
 @contextmanager
-def feeding(*paths: Path | str, **options: Any) -> Iterator[Fed]:
-    fed = Fed(Watch(paths, **{"settle": SETTLE, **options}))
+def feeding(*paths: Path | str, settle: float = SETTLE, **options: Any) -> Iterator[Fed]:
+    fed = Fed(Watch(paths, settle=settle, **options), settle)
     try:
         yield fed
     finally:
@@ -83,6 +83,11 @@ def write(path: Path, data: bytes = b"x") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK", 0.1)
 
 
 @pytest.fixture
@@ -120,12 +125,12 @@ def test_names_are_those_of_discover(folder: Path, monkeypatch: pytest.MonkeyPat
 
 @both
 def test_a_slow_writer_is_waited_for(folder: Path, poll: float | None) -> None:
-    with feeding(folder, poll=poll, settle=1.0) as fed:
+    with feeding(folder, poll=poll, settle=0.5) as fed:
         fed.idle()
         with open(folder / "slow.dcm", "wb", buffering=0) as file:
             for _ in range(8):
                 file.write(bytes(1000))
-                time.sleep(0.2)
+                time.sleep(0.1)
         assert Path(fed.next().path).stat().st_size == 8000
         fed.nothing()  # it was not given before it was whole, or it would come again now
 
@@ -172,7 +177,7 @@ def test_a_file_comes_again_when_it_is_rewritten_or_replaced_and_only_then(folde
 
 @both
 def test_what_is_removed_before_it_settled_never_comes(folder: Path, poll: float | None) -> None:
-    with feeding(folder, poll=poll) as fed:
+    with feeding(folder, poll=poll, settle=0.5) as fed:
         fed.idle()
         path = write(folder / "gone.png")
         fed.until(lambda: fed.watch.pending() == 1)
@@ -244,8 +249,7 @@ def test_a_named_file_that_is_replaced_comes_again(tmp_path: Path) -> None:
         assert fed.next() == Found(str(path), str(path))
 
 
-def test_a_folder_that_goes_and_comes_back_is_watched_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK", 0.1)
+def test_a_folder_that_goes_and_comes_back_is_watched_again(folder: Path) -> None:
     write(folder / "a.png")
     with feeding(folder) as fed:
         fed.next()
