@@ -14,16 +14,18 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cxrvit_edge import untrusted
 from cxrvit_edge.errors import BundleError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
-MAX_UNZIPPED = 4 * 1024**3  # bytes: a zip that claims more is refused before anything is written
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Manifest:
                 raw=raw,
             )
             fault = next(_faults(manifest, dict(raw["weights"])), None)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"{where}: a field is missing or of the wrong kind ({error}); export it again") from error
         if fault:
             raise BundleError(f"{where}: {fault}; export it again")
@@ -166,7 +168,7 @@ class Bundle:
     def open(cls, path: str | Path | None = None) -> Bundle:
         """Open and verify; None is the embedded bundle. BundleError says what is wrong with which file."""
         root = Path(path) if path is not None else default_path()
-        if not zipfile.is_zipfile(root):
+        if not (os.path.isfile(root) and zipfile.is_zipfile(root)):  # noqa: PTH113  False where it may not be looked at
             return cls._open_folder(root)
         try:
             unzipped = _unzipped(root)
@@ -182,13 +184,13 @@ class Bundle:
     def _open_folder(cls, root: Path) -> Bundle:
         manifest_path = root / MANIFEST
         try:
-            data = manifest_path.read_bytes()
+            data = untrusted.read_manifest(manifest_path)
         except OSError as error:
             hint = "name a folder made by `python -m export`, or its .zip"
             raise BundleError(f"{root}: no bundle here ({manifest_path.name}: {error.strerror}); {hint}") from error
         try:
             raw = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{manifest_path}: not valid JSON ({error}); copy the bundle again") from error
         if not isinstance(raw, dict):
             raise BundleError(f"{manifest_path}: not a manifest; export the bundle again")
@@ -198,9 +200,11 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """Path of a listed file. BundleError on any other name."""
+        """Path of a listed file. BundleError on any other name, and on a graph that takes data from other files."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.root}: {name!r} is not listed in {MANIFEST}; export the bundle again")
+        if name.endswith(".onnx") or any(name in variant.files.values() for variant in self.manifest.variants.values()):
+            self._verify_graph(name)
         return self.root / name
 
     def variant(self, name: str) -> Variant:
@@ -221,20 +225,39 @@ class Bundle:
         return "any" not in self.manifest.views
 
     def _verify(self) -> None:
-        root = os.path.realpath(self.root)
-        for name, expected in self.manifest.files.items():
+        root, total = os.path.realpath(self.root), 0
+        for name in self.manifest.files:
             path = self.root / name
             inside = "\0" not in name and not Path(name).is_absolute()
             if not inside or os.path.realpath(path) != str(Path(root, name)):  # '..', or a symlink on the way
                 raise BundleError(f"{self.root}: {MANIFEST} names {name!r}, outside the bundle; do not use this bundle")
+            with suppress(OSError):  # told when it is opened
+                total += path.stat().st_size
+        if total > untrusted.MAX_BYTES:
+            raise BundleError(f"{self.root}: over {untrusted.MAX_BYTES >> 30} GB; this is no bundle of ours")
+        for name, expected in self.manifest.files.items():
+            path = self.root / name
             try:
-                with path.open("rb") as f:
+                with untrusted.open_regular(path) as f:
                     actual = _sha256(f)
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
             if actual != expected:
                 raise BundleError(
                     f"{path}: its SHA-256 is not the manifest's: changed or damaged; copy the bundle again"
+                )
+
+    def _verify_graph(self, name: str) -> None:
+        """BundleError if a graph takes data from a file that is not listed."""
+        path = self.root / name
+        try:
+            locations = _external_data(path, self.manifest.files[name])
+        except (ValueError, OSError) as error:
+            raise BundleError(f"{path}: not an ONNX graph that can be read ({error}); export it again") from error
+        for location in sorted(locations):
+            if Path(name).parent.joinpath(location).as_posix() not in self.manifest.files:
+                raise BundleError(
+                    f"{path}: takes data from {location!r}, which {MANIFEST} does not list; do not use this bundle"
                 )
 
 
@@ -250,6 +273,11 @@ def cache_dir() -> Path:
     return home / "cxrvit-edge"
 
 
+@lru_cache
+def _external_data(path: Path, sha256: str) -> set[str]:  # noqa: ARG001  tells apart what the file held
+    return untrusted.external_data(path)
+
+
 def _sha256(stream: Any) -> str:
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):
@@ -260,6 +288,7 @@ def _sha256(stream: Any) -> str:
 def _unzipped(path: Path) -> Path:
     """The zip's content in the cache, under its hash; extracted whole or not at all."""
     try:
+        untrusted.check_zip(path)
         with path.open("rb") as f:
             target = cache_dir() / "bundles" / _sha256(f)[:32]
         if not (target / MANIFEST).is_file():
@@ -277,8 +306,7 @@ def _unzipped(path: Path) -> Path:
 def _extract(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        if sum(i.file_size for i in z.infolist()) > MAX_UNZIPPED:
-            raise BundleError(f"unzips to over {MAX_UNZIPPED >> 30} GB; this is no bundle of ours")
+        untrusted.check_entries(z)
         manifests = [n for n in z.namelist() if Path(n).name == MANIFEST]
         if not manifests:
             raise BundleError(f"holds no {MANIFEST}; zip the bundle's folder again")
