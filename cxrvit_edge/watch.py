@@ -1,37 +1,30 @@
 """Watch mode: the inputs under some PATHs as they are finished being written, for as long as the run goes on."""
 
 # Paths are strings here, not Path objects: there may be a million of them.
-# ruff: noqa: PTH112, PTH116, PTH118, PTH119, PTH206
+# ruff: noqa: PTH116, PTH118, PTH206
 
 from __future__ import annotations
 
 import os
 import stat
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
 
 from cxrvit_edge.discover import DROPPINGS, Found, StrPath, discover
-from cxrvit_edge.errors import Reason, UsageError
+from cxrvit_edge.errors import UsageError
 from cxrvit_edge.inotify import Inotify, network
 from cxrvit_edge.readers import shown
+from cxrvit_edge.settle import PARTIAL, Settling
 
-PARTIAL = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".opdownload")
 SETTLE = 2.0  # seconds
 POLL, RESCAN = 5.0, 60.0  # seconds between two scans: where nothing tells of changes, and as a net where something does
 RATIO = 10  # a scan that takes long is followed by a pause of so many times that
 LOOK = 1.0  # seconds between two looks at the PATHs themselves
 BLOCK = 1024  # entries of a scan between two looks at what has settled
-
-
-class _Unsettled(NamedTuple):
-    found: Found
-    signature: int
-    since: float  # monotonic
 
 
 class Watch:
@@ -58,6 +51,7 @@ class Watch:
         passed: Callable[[Found], None] = lambda _: None,
         settle: float = SETTLE,
         poll: float | None = None,
+        follow_links: bool = False,
     ) -> None:
         """stands: whether a result already holds; passed: called once for each input that one held for from the start.
 
@@ -68,18 +62,14 @@ class Watch:
                 raise UsageError(f"{name} is {seconds}: must be above 0 seconds")
         self._paths = [os.fspath(path) for path in paths]
         self._leave_out, self._hole = leave_out, None if leave_out is None else os.path.realpath(leave_out)
-        self._stands, self._passed = stands, passed
-        self._settle, self._poll = settle, poll
-        self._given: dict[str, int] = {}  # signature by path
-        self._unsettled: OrderedDict[str, _Unsettled] = OrderedDict()  # by `since`
+        self._settling = Settling(self._paths, settle, stands, passed)
+        self._poll, self._follow_links = poll, follow_links
         self._states: dict[str, tuple[int, ...] | None] = {}  # of the PATHs: () a file, (device, inode) a folder
         self._replaced: Counter[str] = Counter()
         self._named: dict[str, str] = {}  # PATHs that are files, by real path
         self._folders: list[tuple[str, str]] = []  # (real path, as given) of those that are folders
-        self._shared = False
         self._inotify: Inotify | None = None
         self._without = ""  # why there is no inotify
-        self._partial: set[str] = set()
         self._next_look = self._next_scan = self._soonest = 0.0
         self._idle = False
         self._stop, self._wake = threading.Event(), threading.Event()
@@ -91,7 +81,7 @@ class Watch:
 
     def pending(self) -> int:
         """Inputs known that have not settled yet. From any thread."""
-        return len(self._unsettled)
+        return len(self._settling)
 
     @property
     def idle(self) -> bool:
@@ -108,7 +98,7 @@ class Watch:
                 notes.append(f"{shown(path)}: is not there; watching goes on, see to the mount")
             elif times:
                 notes.append(f"{shown(path)}: went, came back or was mounted anew {times} times; watching went on")
-        partial = sum(map(os.path.lexists, tuple(self._partial)))
+        partial = self._settling.partial
         if partial:
             notes.append(f"{partial} files were left alone: their names ({', '.join(PARTIAL)}, ~...) say unfinished")
         return tuple(notes)
@@ -124,20 +114,23 @@ class Watch:
                 if monotonic() >= self._next_look:
                     self._look()
                 if scan is None and monotonic() >= self._next_scan:
-                    scan, spent = discover(self._paths, leave_out=self._leave_out), 0.0
+                    scan, spent = self._discover(self._paths), 0.0
                     self._next_scan = float("inf")
                 if scan is not None:
                     start, before = monotonic(), self._next_scan
                     block = list(islice(scan, BLOCK))
                     for found in block:
-                        self._meet(found)
+                        self._settling.meet(found)
                     spent += monotonic() - start
                     if len(block) < BLOCK:
                         scan = None
                         self._soonest = monotonic() + max(self._poll or POLL, RATIO * spent)
                         self._next_scan = min(before, monotonic() + max(self._every(), RATIO * spent))
                 self._hear()
-                yield from self._settled()
+                for found in self._settling.settled():
+                    yield found
+                    if self._stop.is_set():
+                        return
                 if scan is None:
                     self._wait()
         finally:
@@ -145,12 +138,15 @@ class Watch:
             if self._inotify:
                 self._inotify.close()
 
+    def _discover(self, paths: Iterable[str]) -> Iterator[Found]:
+        return discover(paths, leave_out=self._leave_out, follow_links=self._follow_links)
+
     def _every(self) -> float:
-        return self._poll or (POLL if self._shared or self._without else RESCAN)
+        return self._poll or (POLL if self._settling.shared or self._without else RESCAN)
 
     def _wait(self) -> None:
-        first = next(iter(self._unsettled.values()), None)
-        until = min(self._next_look, self._next_scan, first.since + self._settle if first else self._next_look)
+        first = self._settling.due
+        until = min(self._next_look, self._next_scan, self._next_look if first is None else first)
         pause = until - monotonic()
         if pause <= 0:
             return
@@ -162,6 +158,7 @@ class Watch:
         """See whether the PATHs are what they were; files among them are examined, folders watched anew if not."""
         self._next_look = monotonic() + LOOK
         states = {path: _state(path) for path in self._paths}
+        self._settling.absent.difference_update(path for path, state in states.items() if state is not None)
         if states != self._states:
             self._replaced.update(path for path, was in self._states.items() if was != states[path])
             self._states = states
@@ -175,14 +172,14 @@ class Watch:
             self._arm()
             self._next_scan = 0.0
         for path in self._named.values():
-            self._meet(Found(path, Path(path).as_posix()))
+            self._settling.meet(Found(path, Path(path).as_posix()))
 
     def _arm(self) -> None:
         if self._inotify:
             self._inotify.close()
             self._inotify = None
         remote = {real for real, _ in self._folders if network(real)}
-        self._shared = bool(remote)
+        self._settling.shared = bool(remote)
         local = [real for real, _ in self._folders if real not in remote]
         if local and self._poll is None and not self._without:
             self._inotify = Inotify(local, self._wake.set)
@@ -219,90 +216,15 @@ class Watch:
             if self._hole and f"{path}{os.sep}".startswith(f"{self._hole}{os.sep}"):
                 return
             whole = os.path.join(given, inside)
-            if os.path.isdir(whole):
-                changed: Iterable[Found] = discover([whole], leave_out=self._leave_out)
-            else:
-                changed = [Found(whole, Path(whole).as_posix())]
-            for found in changed:
+            for found in self._discover([whole]):
                 if self._stop.is_set():
                     return
                 plain = os.path.join(real, found.path[len(os.path.join(given, "")) :])
                 if os.path.realpath(found.path) != plain:  # a link: only a whole scan knows where else it is reached
                     self._next_scan = min(self._next_scan, self._soonest)
                 elif plain not in self._named:
-                    self._meet(found, touched=True)
+                    self._settling.meet(found, touched=True)
             return
-
-    def _meet(self, found: Found, touched: bool = False) -> None:
-        """Begin to wait for an input to settle, unless it is as it was. touched: something happened to it just now."""
-        path, now = found.path, monotonic()
-        name = os.path.basename(path)
-        if (name.lower().endswith(PARTIAL) or name.startswith("~")) and path not in self._states:
-            self._partial.add(path)
-            return
-        signature, known = self._signature(found), self._given.get(path)
-        if signature is None or signature == known or (signature < 0 and known is not None):
-            return
-        waiting = self._unsettled.get(path)
-        if waiting is None and found.problem is None and self._stands(found):
-            self._given[path] = signature
-            if known is None:
-                self._passed(found)
-        elif waiting is None or waiting.signature != signature or touched:
-            self._unsettled[path] = _Unsettled(found, signature, now)
-            self._unsettled.move_to_end(path)
-
-    def _settled(self) -> Iterator[Found]:
-        """What has not changed for long enough by now."""
-        until = monotonic() - self._settle
-        while self._unsettled and not self._stop.is_set():
-            path, waiting = next(iter(self._unsettled.items()))
-            if waiting.since > until:
-                return
-            del self._unsettled[path]
-            signature = self._signature(waiting.found, fresh=self._shared)
-            if signature is None:
-                continue
-            if signature != waiting.signature:
-                self._unsettled[path] = _Unsettled(waiting.found, signature, monotonic())
-                continue
-            again = path in self._given
-            self._given[path] = signature
-            if not (again and self._stands(waiting.found)):  # changed after it was given, and read after that
-                yield waiting.found
-
-    def _signature(self, found: Found, fresh: bool = False) -> int | None:
-        """One number of size and time; negative: why it cannot be had; None: there is nothing (any more).
-
-        fresh: open the file, which makes a share's client ask the server instead of its own cache.
-        """
-        path = found.path
-        if found.problem is not None:
-            return self._problem(path, found.problem.reason)
-        try:
-            status = os.stat(path)
-            if fresh and stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
-                with open(path, "rb", buffering=0) as file:
-                    status = os.fstat(file.fileno())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            return -(error.errno or 1) if os.path.lexists(path) else None
-        except OSError as error:
-            return -(error.errno or 1)
-        except ValueError:
-            return -1
-        return status.st_size << 64 | status.st_mtime_ns & (1 << 64) - 1
-
-    def _problem(self, path: str, reason: Reason) -> int | None:
-        """Negative number if the problem that `discover` met is still there."""
-        if reason is Reason.NOT_FOUND:
-            return -1 if not os.path.lexists(path) and not self._replaced[path] else None
-        try:
-            with os.scandir(path):
-                return -1 if reason is Reason.IS_DIRECTORY else None
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError:
-            return None if reason is Reason.IS_DIRECTORY else -1
 
 
 def _state(path: str) -> tuple[int, ...] | None:
