@@ -29,23 +29,24 @@ def chroma_census(sample: NDArray[np.uint8]) -> tuple[float, float]:
     if int(spread.max()) <= NEUTRAL:
         return 0.0, 0.0
     luma = cv2.cvtColor(sample, cv2.COLOR_BGR2GRAY)
-    chroma = np.stack([blue, red], axis=-1).astype(np.int16) - luma[..., None]  # (h, w, 2)
     band = luma >> 4
-    stray, tint = 0, 0.0
-    hues: list[NDArray[np.float64]] = []
-    for level in range(16):
-        here = chroma[band == level]  # (n, 2)
-        if not len(here):
-            continue
-        middle = np.median(here, axis=0)
-        stray += int((np.abs(here - middle).max(axis=1) > STRAY).sum())
-        if len(here) > 0.02 * luma.size:
-            tint = max(tint, float(np.abs(middle).max()))
-        if len(here) > 0.05 * luma.size and np.abs(middle).max() > STRAY:
-            hues.append(middle)
-    if any(float(one @ other) < 0 for one in hues for other in hues):
+    away = np.zeros(luma.shape, bool)
+    medians = np.empty((16, 2))  # of the bands, for B-Y and R-Y
+    for channel, values in enumerate((blue, red)):
+        chroma = cv2.subtract(values, luma, dtype=cv2.CV_16S)
+        counts = np.bincount((chroma + (256 + 512 * band.astype(np.int16))).ravel(), minlength=16 * 512)
+        ranks = counts.reshape(16, 512).cumsum(axis=1)
+        n = ranks[:, -1]
+        # twice the median: of an even number it lies between two values
+        twice = sum((ranks > rank[:, None]).argmax(axis=1) for rank in ((n - 1) // 2, n // 2)) - 512
+        medians[:, channel] = twice / 2
+        away |= np.abs(2 * chroma - twice.astype(np.int16)[band]) > 2 * STRAY
+    strong = np.abs(medians).max(axis=1)
+    tint = float(strong[n > 0.02 * luma.size].max(initial=0.0))
+    hues = medians[(n > 0.05 * luma.size) & (strong > STRAY)]
+    if (hues @ hues.T < 0).any():
         return 1.0, tint
-    return stray / luma.size, tint
+    return np.count_nonzero(away) / luma.size, tint
 
 
 def judge_colour(sample: NDArray[np.uint8]) -> tuple[str, ...]:

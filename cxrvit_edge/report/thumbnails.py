@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,29 @@ def thumbnail(radiograph: Radiograph) -> NDArray[np.uint8]:
     height, width = pixels.shape
     ratio = min(1.0, LONGEST_SIDE / max(height, width))
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))  # (w, h), as OpenCV wants it
-    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
+    small = _shrink(pixels, size)
     valid: NDArray[np.bool_] | None = None
     if radiograph.valid is not None:
-        padding = cv2.resize((~radiograph.valid).view(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)
-        valid = np.asarray(padding == 0)
+        valid = np.asarray(_shrink((~radiograph.valid).view(np.uint8) * 255, size) == 0)
     step = max(1, round(max(small.shape) / 128))
     sample = small[::step, ::step]
-    sample = sample.ravel() if valid is None else sample[valid[::step, ::step]]
-    low, high = _display_range(sample, radiograph.window)
-    shown = np.clip((small - low) * np.float32(255 / max(high - low, 1e-6)) + 0.5, 0, 255).astype(np.uint8)
+    low, high = _display_range(sample if valid is None else sample[valid[::step, ::step]], radiograph.window)
+    gain = 255 / max(high - low, 1e-6)
+    shown = np.asarray(cv2.addWeighted(small, gain, small, 0.0, -low * gain, dtype=cv2.CV_8U))  # rounded, saturated
     return shown if valid is None else shown * valid
+
+
+def _shrink(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """(H, W) to size (w, h), no larger. Past a ratio of 2 the mean of 4 samples of 2 x 2 pixels each: for the eye.
+
+    Area averaging, which the network gets, takes 7 times as long, a fifth of all host time of a large JPEG.
+    """
+    import cv2
+
+    width, height = size
+    if pixels.shape[0] > 2 * height and pixels.shape[1] > 2 * width:
+        pixels = cv2.resize(pixels, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR))
 
 
 def save(
@@ -136,18 +149,22 @@ def load(path: Path) -> tuple[bytes, int, int] | None:
     return data, int(image.shape[0]), int(image.shape[1])
 
 
-def _display_range(sample: NDArray[np.float32], window: tuple[float, float] | None) -> tuple[float, float]:
+def _display_range(sample: NDArray[Any], window: tuple[float, float] | None) -> tuple[float, float]:
     """Values shown as black and white."""
     if not sample.size:
         return 0.0, 1.0
+    ranked = np.sort(sample, axis=None, kind="stable")  # of whole numbers by radix, a sixth of np.percentile's time
+    middle, ends = (
+        np.interp(np.array(p) / 100 * (ranked.size - 1), np.arange(ranked.size), ranked)
+        for p in ((5, 95), _PERCENTILES)
+    )
     if window is not None and all(np.isfinite(window)) and window[1] > 1:
         centre, width = window
         low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-        dark, bright = np.clip((np.percentile(sample, (5, 95)) - low) / (high - low), 0, 1)
+        dark, bright = np.clip((middle - low) / (high - low), 0, 1)
         if (bright - dark) * 255 >= _LEAST_SPAN:
             return low, high
-    low, high = (float(v) for v in np.percentile(sample, _PERCENTILES))
-    return low, high
+    return float(ends[0]), float(ends[1])
 
 
 def _overlay(
@@ -160,35 +177,57 @@ def _overlay(
     import cv2
 
     h, w = shape
-    shades = cv2.convertScaleAbs(np.clip(geometry.to_source(severity_map, h, w), 0, 1), alpha=LEVELS)  # rounded
-    inside = np.zeros((h, w), bool)
-    lines = np.zeros((h, w), bool)
+    index = np.zeros((h, w), np.uint8)
+    lines: list[tuple[Any, NDArray[np.bool_]]] = []
     dashes = np.arange(w) % (2 * _DASH) < _DASH
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for side in range(2):
-        mask = geometry.to_source(lung_mask[side], h, w) >= 0.5
-        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-        box = np.s_[top : top + height, left : left + width]  # the work is per pixel, and a lung fills a quarter
-        lung = clean_lung(mask[box]) if width else mask
+        part = _lung_part(geometry, (h, w), lung_mask[side])  # the work is per pixel, and a lung fills a quarter
+        if part is None:
+            continue
+        lung = clean_lung(geometry.to_source(lung_mask[side], h, w, part) >= 0.5)
         rows = split_rows(lung)
         if rows is None:
             continue
+        top, left, bottom, right = part
+        box = np.s_[top:bottom, left:right]
+        severity = np.clip(geometry.to_source(severity_map, h, w, part), 0, 1)
+        shades = cv2.convertScaleAbs(severity, alpha=LEVELS)  # rounded
+        np.maximum(index[box], shades * lung, out=index[box])
         inner = cv2.erode(lung.view(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
         line = lung & (inner == 0)
         for row in rows[1:3]:
-            line[row] |= lung[row] & dashes[:width]
-        inside[box] |= lung
-        lines[box] |= line
-    index = shades * inside
-    index[lines] = CONTOUR
-    return np.asarray(index, np.uint8)
+            line[row] |= lung[row] & dashes[left:right]
+        lines.append((box, line))
+    for box, line in lines:
+        index[box][line] = CONTOUR
+    return index
 
 
+def _lung_part(
+    geometry: Geometry, shape: tuple[int, int], mask: NDArray[np.float32]
+) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of shape (h, w) outside which the mask (g, g), resampled, stays under 0.5."""
+    import cv2
+
+    x, y, width, height = cv2.boundingRect((mask >= 0.5).view(np.uint8))
+    cell = geometry.size / mask.shape[-1]
+    # a pixel between two cells under 0.5 is under 0.5
+    tall, wide = shape[0] / geometry.content_height, shape[1] / geometry.content_width
+    top, bottom = (((row + 0.5) * cell - geometry.top) * tall for row in (y - 1, y + height))
+    left, right = (((column + 0.5) * cell - geometry.left) * wide for column in (x - 1, x + width))
+    box = max(0, int(top) - 1), max(0, int(left) - 1), min(shape[0], int(bottom) + 2), min(shape[1], int(right) + 2)
+    return box if width and box[0] < box[2] and box[1] < box[3] else None
+
+
+@cache
 def palette() -> NDArray[np.uint8]:
-    """(LEVELS + 2, 4) RGBA of the overlay: transparent, the shades, the contour."""
+    """(LEVELS + 2, 4) RGBA of the overlay: transparent, the shades, the contour; read only."""
     at = np.arange(LEVELS + 1) / LEVELS
     shades = np.stack([np.interp(at, _STOPS, channel) for channel in zip(*_COLOURS, strict=True)], axis=1)
-    return np.rint(np.vstack([shades, _CONTOUR_RGBA])).astype(np.uint8)
+    out = np.rint(np.vstack([shades, _CONTOUR_RGBA])).astype(np.uint8)
+    out.flags.writeable = False
+    return out
 
 
 def _palette_png(index: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
@@ -200,7 +239,7 @@ def _palette_png(index: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
         (b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 3, 0, 0, 0)),
         (b"PLTE", palette[:, :3].tobytes()),
         (b"tRNS", palette[:, 3].tobytes()),
-        (b"IDAT", zlib.compress(lines.tobytes(), 4)),
+        (b"IDAT", zlib.compress(lines.tobytes(), 1)),  # level 4 takes twice the time for a quarter less
         (b"IEND", b""),
     ]
     out = [b"\x89PNG\r\n\x1a\n"]
