@@ -22,6 +22,7 @@ from cxrvit_edge.readers.orientation import must_mirror
 from cxrvit_edge.readers.raster import check_size
 from cxrvit_edge.readers.views import unusual_view, view_from_text
 
+_PACKED, _UNPACKED, _KEPT = 1 << 16, 1 << 20, 1 << 26  # bytes taken at once, given at once, kept in the first pass
 _BIG_ENDIAN, _DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 
 
@@ -109,19 +110,27 @@ def read_header(data: bytes, limits: Limits) -> tuple[Header, bytes, int]:
 
 
 def _inflate(packed: memoryview, limits: Limits) -> bytes:
-    """A deflated data set (PS3.5 A.5), unpacked to explicit little endian."""
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    """A deflated data set (PS3.5 A.5), unpacked to explicit little endian; its size is known before it is kept."""
+    unpacker, size, pieces = zlib.decompressobj(-zlib.MAX_WBITS), 0, []
     try:
-        body = unpacker.decompress(packed, limits.max_bytes)
+        for start in range(0, len(packed), _PACKED):
+            rest: bytes | memoryview = packed[start : start + _PACKED]
+            while rest:
+                piece = unpacker.decompress(rest, _UNPACKED)
+                rest, size = unpacker.unconsumed_tail, size + len(piece)
+                if size > limits.max_bytes:
+                    message = f"unpacks to more than the limit of {limits.max_bytes:,} bytes; send it uncompressed"
+                    raise InputError(Reason.TOO_LARGE, message)
+                if size <= _KEPT:
+                    pieces.append(piece)
+            if unpacker.eof:
+                break
+        pieces.append(unpacker.flush())
+        if not unpacker.eof:
+            raise cut_short("the deflated data set ends early")
+        return b"".join(pieces) if size <= _KEPT else zlib.decompress(packed, -zlib.MAX_WBITS, size)
     except zlib.error:
         raise damaged("the deflated data set cannot be unpacked") from None
-    if unpacker.unconsumed_tail:
-        raise InputError(
-            Reason.TOO_LARGE, f"unpacks to more than the limit of {limits.max_bytes:,} bytes; send it uncompressed"
-        )
-    if not unpacker.eof:
-        raise cut_short("the deflated data set ends early")
-    return body
 
 
 def _view(header: Header) -> tuple[View, tuple[str, ...]]:
