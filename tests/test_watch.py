@@ -459,9 +459,11 @@ def test_on_a_share_the_server_is_believed_not_the_cache(folder: Path, monkeypat
     path.write_bytes(b"grown meanwhile")
     settling = Settling([], 0.01)
     settling.shared = True
-    monkeypatch.setattr(settle.os, "stat", lambda _: cached)
-    settling.meet(Found(str(path), "a.png", None, cached.st_size, cached.st_mtime_ns))
-    assert until_settled(settling).size == len(b"grown meanwhile")
+    with monkeypatch.context() as patch:
+        patch.setattr(settle.os, "stat", lambda *_, **__: cached)
+        settling.meet(Found(str(path), "a.png", None, cached.st_size, cached.st_mtime_ns))
+        found = until_settled(settling)
+    assert found.size == len(b"grown meanwhile")
 
 
 def test_a_share_that_stumbles_takes_no_result_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
