@@ -161,13 +161,15 @@ class Journal:
 
     def close(self) -> None:
         """Hand the folder back. OSError if the last lines may not be on the disk."""
+        if self._file.closed:
+            return
         try:
-            try:
-                self._sync()
-            finally:
-                self._file.close()
+            self._sync()
         finally:
-            os.close(self._lock)
+            try:
+                self._file.close()
+            finally:
+                os.close(self._lock)
 
     def _opened(self) -> FileIO:
         handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)

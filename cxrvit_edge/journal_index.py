@@ -72,7 +72,7 @@ def grammar(owner: Sequence[str]) -> re.Pattern[bytes]:
         r'"sha256":(?:null|"[0-9a-f]{64}")',
         r'"size":(null|0|[1-9]\d{0,18})',
         r'"mtime_ns":(null|0|-?[1-9]\d{0,18})',
-        rf'"reason":(?:null|\{{"code":{_TEXT},"message":{_TEXT}\}})',
+        rf'"reason":(?:null|\{{"code":{_TEXT},"message":{_TEXT}\}}|\{{"message":{_TEXT},"code":{_TEXT}\}})',
         rf'"warnings":{_list(_TEXT)}',
         rf'"view":"({"|".join(_VIEWS)})"',
         rf'"probabilities":(?:null|{_object(_NUMBER)})',
