@@ -3,6 +3,7 @@ session that explains itself, a JPEG of the radiograph with the relevance drawn 
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
@@ -154,17 +155,19 @@ def _display_range(sample: NDArray[Any], window: tuple[float, float] | None) -> 
     if not sample.size:
         return 0.0, 1.0
     ranked = np.sort(sample, axis=None, kind="stable")  # of whole numbers by radix, a sixth of np.percentile's time
-    middle, ends = (
-        np.interp(np.array(p) / 100 * (ranked.size - 1), np.arange(ranked.size), ranked)
-        for p in ((5, 95), _PERCENTILES)
-    )
     if window is not None and all(np.isfinite(window)) and window[1] > 1:
         centre, width = window
         low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-        dark, bright = np.clip((middle - low) / (high - low), 0, 1)
+        dark, bright = (min(max((_percentile(ranked, p) - low) / (high - low), 0.0), 1.0) for p in (5, 95))
         if (bright - dark) * 255 >= _LEAST_SPAN:
             return low, high
-    return float(ends[0]), float(ends[1])
+    return _percentile(ranked, _PERCENTILES[0]), _percentile(ranked, _PERCENTILES[1])
+
+
+def _percentile(ranked: NDArray[Any], percent: float) -> float:
+    at, part = divmod(percent / 100 * (ranked.size - 1), 1)
+    low, high = float(ranked[int(at)]), float(ranked[min(int(at) + 1, ranked.size - 1)])
+    return low + part * (high - low)
 
 
 def _overlay(
@@ -178,46 +181,59 @@ def _overlay(
 
     h, w = shape
     index = np.zeros((h, w), np.uint8)
-    lines: list[tuple[Any, NDArray[np.bool_]]] = []
+    lines: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
     dashes = np.arange(w) % (2 * _DASH) < _DASH
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for side in range(2):
-        part = _lung_part(geometry, (h, w), lung_mask[side])  # the work is per pixel, and a lung fills a quarter
-        if part is None:
+        box = _lung_box(geometry, (h, w), lung_mask[side])  # the work is per pixel, and a lung fills a quarter
+        if box is None:
             continue
-        lung = clean_lung(geometry.to_source(lung_mask[side], h, w, part) >= 0.5)
+        cells, at = box
+        here = index[at]
+        size = (here.shape[1], here.shape[0])
+        lung = clean_lung(cv2.resize(lung_mask[side][cells], size, interpolation=cv2.INTER_LINEAR) >= 0.5)
         rows = split_rows(lung)
         if rows is None:
             continue
-        top, left, bottom, right = part
-        box = np.s_[top:bottom, left:right]
-        severity = np.clip(geometry.to_source(severity_map, h, w, part), 0, 1)
+        severity = np.clip(cv2.resize(severity_map[cells], size, interpolation=cv2.INTER_LINEAR), 0, 1)
         shades = cv2.convertScaleAbs(severity, alpha=LEVELS)  # rounded
-        np.maximum(index[box], shades * lung, out=index[box])
+        np.maximum(here, shades * lung, out=here)
         inner = cv2.erode(lung.view(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
         line = lung & (inner == 0)
         for row in rows[1:3]:
-            line[row] |= lung[row] & dashes[left:right]
-        lines.append((box, line))
-    for box, line in lines:
-        index[box][line] = CONTOUR
+            line[row] |= lung[row] & dashes[: size[0]]
+        lines.append((here, line))
+    for here, line in lines:
+        here[line] = CONTOUR
     return index
 
 
-def _lung_part(
+def _lung_box(
     geometry: Geometry, shape: tuple[int, int], mask: NDArray[np.float32]
-) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right) of shape (h, w) outside which the mask (g, g), resampled, stays under 0.5."""
+) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
+    """Cells of a mask (g, g) with all of a lung, over the source image only, and the pixels of (h, w) they cover.
+
+    Both are whole numbers: the picture of the lung is shifted by up to half a pixel.
+    """
     import cv2
 
     x, y, width, height = cv2.boundingRect((mask >= 0.5).view(np.uint8))
+    if not width:
+        return None
     cell = geometry.size / mask.shape[-1]
-    # a pixel between two cells under 0.5 is under 0.5
-    tall, wide = shape[0] / geometry.content_height, shape[1] / geometry.content_width
-    top, bottom = (((row + 0.5) * cell - geometry.top) * tall for row in (y - 1, y + height))
-    left, right = (((column + 0.5) * cell - geometry.left) * wide for column in (x - 1, x + width))
-    box = max(0, int(top) - 1), max(0, int(left) - 1), min(shape[0], int(bottom) + 2), min(shape[1], int(right) + 2)
-    return box if width and box[0] < box[2] and box[1] < box[3] else None
+    cells, pixels = [], []
+    for first, count, before, content, length in (
+        (y, height, geometry.top, geometry.content_height, shape[0]),
+        (x, width, geometry.left, geometry.content_width, shape[1]),
+    ):
+        scale = length / content
+        low, high = max(first - 1, math.ceil(before / cell)), min(first + count + 1, int((before + content) / cell))
+        start, end = round((low * cell - before) * scale), round((high * cell - before) * scale)
+        if low >= high or start >= end:
+            return None
+        cells.append(slice(low, high))
+        pixels.append(slice(start, end))
+    return (cells[0], cells[1]), (pixels[0], pixels[1])
 
 
 @cache
