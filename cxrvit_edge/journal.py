@@ -154,10 +154,12 @@ class Journal:
 
         Each is read when it is asked for, so that a long worklist takes no memory; for as long as the journal is open.
         """
-        if files is None:
-            names = list(self._index.rows)
-            files = [names[row] for row in self._index.by_offset()]
-        return _Findings(self, files)
+        return _Findings(self, self.files() if files is None else files)
+
+    def files(self) -> list[str]:
+        """Every input, in the order of the file."""
+        names = list(self._index.rows)
+        return [names[row] for row in self._index.by_offset()]
 
     def close(self) -> None:
         """Hand the folder back. OSError if the last lines may not be on the disk."""

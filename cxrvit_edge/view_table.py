@@ -39,21 +39,18 @@ class ViewTable:
         """View of an input, None if the table does not name it."""
         if not self._views:
             return None
-        parts = Path(os.path.abspath(found.path)).parts  # noqa: PTH100  links stay as they are named
-        for start in range(len(parts)):
-            view = self._views.get(_joined(parts[start:]))
-            if view is not None:
+        name = os.path.abspath(found.path)  # noqa: PTH100  links stay as they are named; there may be a million
+        while True:
+            view = self._views.get(name)
+            if view is not None or not name:
                 return view
-        return None
+            name = name.partition("/")[2]
 
     def _add(self, file: str | None, text: str | None, where: str) -> None:
         if not file or not file.strip() or not text or not text.strip():
             return
-        key = _joined(Path(file.strip().replace("\\", "/")).parts)
+        name = file.strip().replace("\\", "/")
+        key = "/" * name.startswith("/") + "/".join(part for part in name.split("/") if part not in ("", "."))
         view = view_from_text(text)
         if self._views.setdefault(key, view) != view:
             raise UsageError(f"{where}: {key} has two views, {self._views[key]} and {view}; keep one")
-
-
-def _joined(parts: tuple[str, ...]) -> str:
-    return "/".join(parts).replace("//", "/")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from cxrvit_edge.bundle import Manifest
 from cxrvit_edge.findings import Finding, Severity
-from cxrvit_edge.report.worklist import cell, urgency, write_worklist
+from cxrvit_edge.report.worklist import cell, ranked, urgency, write_worklist
 
 COLUMNS = [
     *("rank", "priority", "file", "status", "reason", "view", "label", "p_normal", "p_other_infection", "p_covid19"),
@@ -114,3 +115,26 @@ def test_no_text_is_executed_or_breaks_the_table(text: str) -> None:
 
 def test_an_unknown_priority_comes_after_the_known(manifest: Manifest) -> None:
     assert urgency(ok("a", "new"), manifest) > urgency(ok("b", "routine"), manifest)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Finding,
+            file=st.text(max_size=3),
+            status=st.sampled_from(["ok", "rejected", "failed"]),
+            reason=st.sampled_from([None, {"code": "is_directory", "message": ""}, {"code": "blank", "message": ""}]),
+            probabilities=st.one_of(
+                st.none(), st.dictionaries(st.sampled_from(["covid19", "normal"]), st.floats(0, 1))
+            ),
+            severity=st.one_of(st.none(), st.builds(Severity, st.sampled_from([None, 0.0, 1.5, 6]))),
+            priority=st.sampled_from(["urgent", "review", "elevated", "routine", "of another table"]),
+        ),
+        max_size=8,
+        unique_by=lambda f: f.file,
+    )
+)
+def test_ranked_is_the_order_of_urgency(manifest: Manifest, found: list[Finding]) -> None:
+    files, statuses, priorities = ranked([f.file for f in found], found, manifest)
+    assert files == [f.file for f in sorted(found, key=lambda f: urgency(f, manifest))]
+    assert statuses == Counter(f.status for f in found) and priorities == Counter(f.priority for f in found)

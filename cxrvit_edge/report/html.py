@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from html import escape
 from itertools import islice
@@ -28,24 +28,34 @@ from cxrvit_edge.report.words import (
 )
 
 PICTURED = 200  # rows with an image: about 25 kB each
+LISTED = 20_000  # rows in all: a browser takes seconds over them, and minutes over more
 _HERE = Path(__file__).parent
 _ROWS = "\0"  # stands for the rows in the filled template; no shown text holds it
 
 
-def write_report(path: Path, findings: Sequence[Finding], run: Run, manifest: Manifest, thumbnails: Path) -> None:
+def write_report(
+    path: Path,
+    findings: Sequence[Finding],
+    run: Run,
+    manifest: Manifest,
+    thumbnails: Path,
+    counts: tuple[Counter[str], Counter[str]] | None = None,
+) -> None:
     """Write the report of `findings`, most urgent first, to `path`; it appears whole or not at all.
 
     thumbnails: folder of `thumbnails.save`, keyed by Finding.sha256; a missing or broken picture is left out.
-    OSError if `path` cannot be written.
+    counts: findings by status and by priority; None counts them. Rows beyond LISTED are counted and left out, and the
+    page says so. OSError if `path` cannot be written.
     """
+    counts = counts or _counted(findings)
     pictured = (_key(finding) for finding in islice(findings, PICTURED))
     explained = any(pictures.relevance_path(thumbnails, key).exists() for key in pictured if key)
-    head, tail = _page(findings, run, manifest, explained).split(_ROWS)
+    head, tail = _page(len(findings), counts, run, manifest, explained).split(_ROWS)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as f:
             f.write(head)
-            for rank, finding in enumerate(findings, 1):
+            for rank, finding in enumerate(islice(findings, LISTED), 1):
                 f.write(_row(rank, finding, manifest, run, thumbnails if rank <= PICTURED else None))
             f.write(tail)
         temporary.replace(path)
@@ -66,15 +76,22 @@ def _breakable(text: str) -> str:
     return re.sub(r"([/_-]|\.(?=\d))", r"\1<wbr>", shown(text))  # escapes hold none of these
 
 
-def _page(findings: Sequence[Finding], run: Run, manifest: Manifest, explained: bool) -> str:
-    priorities: Counter[str] = Counter()
+def _counted(findings: Iterable[Finding]) -> tuple[Counter[str], Counter[str]]:
     statuses: Counter[str] = Counter()
+    priorities: Counter[str] = Counter()
     for finding in findings:  # once: each may be read from disk
-        priorities[finding.priority] += 1
         statuses[finding.status] += 1
+        priorities[finding.priority] += 1
+    return statuses, priorities
+
+
+def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manifest: Manifest, explained: bool) -> str:
+    statuses, priorities = counts
     order = [*manifest.priority.order, *sorted(set(priorities) - set(manifest.priority.order))]
-    total, beyond = len(findings), max(0, len(findings) - PICTURED)
+    beyond, left_out = max(0, min(total, LISTED) - PICTURED), max(0, total - LISTED)
     end = f"Images are shown for the first {PICTURED} rows; {beyond:,} further rows are text only." if beyond else ""
+    if left_out:
+        end += f" {left_out:,} rows more, less urgent than these, are in worklist.csv alone."
     script = (_HERE / "report.js").read_text("utf-8")
     return Template((_HERE / "template.html").read_text("utf-8")).substitute(
         date=shown(_date(run.started)),

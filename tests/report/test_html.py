@@ -21,6 +21,7 @@ from cxrvit_edge.bundle import Guard, Manifest
 from cxrvit_edge.errors import Reason
 from cxrvit_edge.findings import Finding, Severity
 from cxrvit_edge.preprocess import Geometry
+from cxrvit_edge.report import html
 from cxrvit_edge.report import thumbnails as pictures
 from cxrvit_edge.report.html import PICTURED, shown, write_report
 from cxrvit_edge.report.run import RESEARCH_USE, Run
@@ -191,6 +192,14 @@ def test_the_limit_of_images_is_said(tmp_path: Path, count: int) -> None:
     said = f"Images are shown for the first {PICTURED} rows; {beyond}"
     assert page.text.count(said) == (2 if count > PICTURED else 0)
     assert ("No input was found." in page.text) == (count == 0)
+
+
+def test_rows_beyond_the_listed_are_counted_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "LISTED", PICTURED + 5)
+    page = Page(report(tmp_path, [OK] * (PICTURED + 1239)))
+    assert len(page.images) == PICTURED + 5
+    assert page.text.count(f"Inputs{PICTURED + 1239:,}") == 1
+    assert page.text.count("1,234 rows more, less urgent than these, are in worklist.csv alone.") == 2
 
 
 def test_rows_without_image_say_the_same_in_text(tmp_path: Path) -> None:
