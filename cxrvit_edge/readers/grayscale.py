@@ -131,7 +131,8 @@ def _table(header: Header, stored: int, zero: int) -> tuple[NDArray[Any] | None,
         if header.window is None:
             return None, 0, None
         centre, width = header.window
-        return None, 0, ((centre - header.intercept) / header.slope + zero, width / abs(header.slope))
+        shown = ((centre - header.intercept) / header.slope + zero, width / abs(header.slope))
+        return None, 0, shown if np.isfinite(shown).all() else None
     window, top = None, 65535
     if header.modality_lut is not None:
         table: NDArray[Any] = header.modality_lut(values)
