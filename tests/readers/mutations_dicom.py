@@ -288,6 +288,24 @@ def _lookup(rng: random.Random) -> bytes:
     return rf.part10(rf.data_set(rf.P12, BitsStored=12, ModalityLUTSequence=pydicom.Sequence([item])))
 
 
+def _stream(syntax: str, stream: bytes, side: int) -> bytes:
+    ds = rf.data_set(np.zeros((1, 1), np.uint8))
+    ds.Rows = ds.Columns = side
+    return rf.compressed(ds, syntax, [stream])
+
+
+def _scans() -> bytes:
+    stream = rf.raster(np.zeros((2000, 2000), np.uint8), "JPEG", progressive=True)
+    return stream[:-2] + stream[stream.rfind(b"\xff\xda") : -2] * 20_000 + stream[-2:]
+
+
+def _no_tiles(rng: random.Random) -> bytes:
+    stream = bytearray(rf.j2k_stream(np.zeros((2000, 2000), np.uint8), 8))
+    side = rng.choice((1, 10, 100, 1999))
+    struct.pack_into(">II", stream, stream.index(b"\xff\x51") + 22, side, side)
+    return _stream(rf.J2K, bytes(stream), 2000)
+
+
 def hostile_dicom() -> dict[str, Callable[[random.Random], bytes]]:
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
     empty = b"".join(struct.pack("<HH2sH", 0x29, n % 65536, b"LO", 0) for n in range(300_000)) * 4
@@ -313,4 +331,10 @@ def hostile_dicom() -> dict[str, Callable[[random.Random], bytes]]:
         ),
         "1 bit": lambda _: _wide(512, (64, 64), BitsAllocated=1, BitsStored=1, HighBit=0),
         "lookup table": _lookup,
+        "RLE bomb": lambda _: _stream(rf.RLE, struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\x00" * 5_000_000, 64),
+        "20,000 JPEG scans": lambda _: _stream(rf.JPEG_EXTENDED, _scans(), 2000),
+        "JPEG 2000 without its tiles": _no_tiles,
+        "large JPEG-LS of nothing": lambda _: _stream(
+            rf.JPEG_LS, rf.jpeg_ls_stream(np.zeros((5000, 5000), np.uint8), 8), 5000
+        ),
     }

@@ -254,12 +254,15 @@ def test_errors_and_radiographs_cross_processes() -> None:
 
 def test_heavy_libraries_wait_until_they_are_needed(tmp_path: Path) -> None:
     path = write(tmp_path, "x.png", RASTERS["png"])
+    native, jpeg = (write(tmp_path, f"{name}.dcm", DICOMS[name]) for name in (EXPLICIT, JPEG_BASELINE))
     script = (
         "import sys\n"
         "from cxrvit_edge.radiograph import read\n"
         "import cxrvit_edge.readers\n"
         "assert not {'cv2', 'pydicom', 'gdcm'} & set(sys.modules)\n"
         f"read({str(path)!r})\n"
+        f"read({str(native)!r})\n"
+        f"read({str(jpeg)!r})\n"
         "assert not {'pydicom', 'gdcm'} & set(sys.modules)\n"
     )
     root = Path(__file__).resolve().parents[2]
