@@ -169,10 +169,10 @@ class Band(NamedTuple):
     target: slice
     source: slice
     weights: Float32
-    transposed: Float32  # C-contiguous too
+    transposed: Float32  # (sources, outputs), contiguous as BLAS likes it
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)  # of some 100 kB
 def bands(source: int, target: int, kernel: int, sigma: float, step: int) -> tuple[Band, ...]:
     """Gaussian blur (reflected about the border's pixel), then resize of an axis from source to target pixels.
 
@@ -197,27 +197,30 @@ def bands(source: int, target: int, kernel: int, sigma: float, step: int) -> tup
     weights = np.zeros((*plain.shape[:2], plain.shape[2] + 2 * halo))
     for tap, weight in enumerate(cv2.getGaussianKernel(kernel, sigma, cv2.CV_64F).ravel()):
         weights[..., tap : tap + plain.shape[2]] += weight * plain
-    return tuple(
-        _band(w[: target - n], n, int(begin) - halo, source)
-        for w, n, begin in zip(weights, i[:, 0], first, strict=True)
-    )
+    narrow = weights.astype(np.float32)
+    transposed = np.ascontiguousarray(narrow.transpose(0, 2, 1))
+    out = []
+    for n, begin in enumerate((first - halo).tolist()):
+        outputs, end = slice(n * step, min((n + 1) * step, target)), begin + weights.shape[2]
+        kept = outputs.stop - outputs.start
+        if begin >= 0 and end <= source:
+            out.append(Band(outputs, slice(begin, end), narrow[n, :kept], transposed[n, :, :kept]))
+        else:
+            out.append(_at_border(outputs, begin, source, weights[n, :kept]))
+    return tuple(out)
 
 
-def _band(weights: NDArray[np.float64], target: int, begin: int, source: int) -> Band:
-    """weights (outputs, sources) from output `target` and source `begin` on; sources beyond the border folded back."""
-    low, high = begin, begin + weights.shape[1]
-    if low < 0 or high > source:
-        period = max(1, 2 * (source - 1))
-        place = np.arange(low, high) % period
-        place = np.minimum(place, period - place) if source > 1 else 0 * place
-        used = place[weights.any(axis=0)]
-        low, high = int(used.min()), int(used.max()) + 1
-        folded = np.zeros((len(weights), high - low))
-        np.add.at(folded.T, used - low, weights.T[weights.any(axis=0)])
-        weights = folded
-    outputs = slice(int(target), int(target) + len(weights))
-    narrow = np.ascontiguousarray(weights, np.float32)
-    return Band(outputs, slice(low, high), narrow, np.ascontiguousarray(narrow.T))
+def _at_border(outputs: slice, begin: int, source: int, weights: NDArray[np.float64]) -> Band:
+    """Band of weights (outputs, sources) from pixel `begin` on; those beyond the border go to their mirror image."""
+    used = weights.any(axis=0)
+    place = np.arange(begin, begin + weights.shape[1])[used]
+    period = max(1, 2 * (source - 1))
+    place = np.minimum(place % period, -place % period)
+    low, high = int(place.min()), int(place.max()) + 1
+    folded = np.zeros((high - low, len(weights)))
+    np.add.at(folded, place - low, weights.T[used])
+    transposed = folded.astype(np.float32)
+    return Band(outputs, slice(low, high), np.ascontiguousarray(transposed.T), transposed)
 
 
 def _outputs(source: int, target: int, across: int, kernel: int) -> int:
