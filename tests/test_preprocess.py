@@ -5,6 +5,7 @@ equalisation on the native depth, Gaussian 3x3, normalisation, resize; every ste
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,69 @@ def test_every_pixel_is_the_references(shape: tuple[int, int], aspect: Any, dtyp
     tensor, _ = preprocess(Radiograph(pixels), config)
     assert (tensor.shape, tensor.dtype) == ((1, 64, 64), np.float32)
     np.testing.assert_allclose(tensor[0], reference(pixels, config), rtol=0, atol=2e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_size_depth_mask_kernel_and_aspect_is_the_references(data: st.DataObject) -> None:
+    """Far inside the stated 1e-4 of full scale, in units of the normalised tensor (4 of them)."""
+    height, width = data.draw(st.integers(2, 400)), data.draw(st.integers(2, 400))
+    top = data.draw(st.sampled_from([255, 4095, 65535]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    dtype: Any = np.uint8 if top == 255 else np.uint16
+    pixels = rng.integers(0, top, (height, width), dtype, endpoint=True)
+    valid = None
+    if data.draw(st.booleans()):
+        valid = np.ones(pixels.shape, bool)
+        valid[:, data.draw(st.integers(1, width)) :] = False
+    aspect: Any = data.draw(st.sampled_from(["pad", "squash"]))
+    config = PreprocessConfig(
+        size=data.draw(st.integers(32, 96)), blur_sigma=data.draw(st.floats(0.3, 3)), aspect=aspect
+    )
+    tensor, _ = preprocess(Radiograph(pixels, valid=valid), config)
+    np.testing.assert_allclose(tensor[0], reference(pixels, config, valid), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 5000), (5000, 40), (1700, 1500)])
+@pytest.mark.parametrize("aspect", ["pad", "squash"])
+def test_large_images_are_the_references(shape: tuple[int, int], aspect: Any) -> None:
+    pixels = pattern(*shape).astype(np.uint16) * 200
+    config = PreprocessConfig(size=256, aspect=aspect)
+    tensor, _ = preprocess(Radiograph(pixels), config)
+    np.testing.assert_allclose(tensor[0], reference(pixels, config), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", [5, 9, 31])
+@pytest.mark.parametrize("shape", [(90, 70), (20, 41), (1, 50)])
+def test_wider_kernels_blur_as_opencv_does(shape: tuple[int, int], kernel: int) -> None:
+    pixels = pattern(*shape)
+    config = PreprocessConfig(size=40, blur_kernel=kernel, blur_sigma=2.5, aspect="squash")
+    tensor, _ = preprocess(Radiograph(pixels), config)
+    soft = cv2.GaussianBlur(equalised(pixels), (kernel, kernel), 2.5)
+    wanted = resampling(shape[0], 40) @ soft @ resampling(shape[1], 40).T
+    np.testing.assert_allclose(tensor[0], (255 * wanted - 128) / 64, rtol=0, atol=2e-5)
+
+
+def test_an_opencv_without_16_bit_tables_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = pattern(120, 100).astype(np.uint16) * 200
+    expected, _ = preprocess(Radiograph(pixels), PreprocessConfig(size=64))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise cv2.error("LUT")
+
+    monkeypatch.setattr(cv2, "LUT", refuse)
+    found, _ = preprocess(Radiograph(pixels), PreprocessConfig(size=64))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_threads_do_not_share_buffers() -> None:
+    films = [Radiograph(pattern(300 + 10 * i, 280) ^ np.uint8(i)) for i in range(8)]
+    config = PreprocessConfig(size=128)
+    expected = [preprocess(film, config)[0] for film in films]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for (found, _g), wanted in zip(pool.map(lambda f: preprocess(f, config), films), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
 
 
 def test_other_constants_are_obeyed() -> None:

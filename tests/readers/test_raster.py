@@ -190,6 +190,26 @@ def test_gray_has_no_chroma() -> None:
     assert chroma_census(RGB) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("name", ["sepia", "blue film", "arrows", "colour map", "heat overlay", "coloured blobs"])
+def test_the_census_is_of_medians(name: str) -> None:
+    """Of a third of the pixels, an odd and an even number of them, against numpy's medians band by band."""
+    for rows in (71, 72):
+        sample = np.ascontiguousarray(colours(name)[:rows, ::3, ::-1])
+        luma = cv2.cvtColor(sample, cv2.COLOR_BGR2GRAY)
+        chroma = sample[..., [0, 2]].astype(int) - luma[..., None]
+        stray, tint = 0, 0.0
+        for band in range(16):
+            here = chroma[luma >> 4 == band]
+            if len(here):
+                middle = np.median(here, axis=0)
+                stray += int((np.abs(here - middle).max(axis=1) > 32).sum())
+                tint = max(tint, np.abs(middle).max()) if len(here) > 0.02 * luma.size else tint
+        found = chroma_census(sample)
+        assert found[1] == tint
+        assert found[0] in (1.0, stray / luma.size)
+        assert found[0] == 1.0 if name == "colour map" else found[0] < 1.0 or name != "sepia"
+
+
 def test_16_bit_colour_keeps_its_depth() -> None:
     ok, data = cv2.imencode(".png", np.stack([DEEP] * 3, axis=-1))
     assert ok

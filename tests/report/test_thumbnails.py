@@ -52,6 +52,17 @@ def test_a_thumbnail_keeps_the_aspect_and_is_never_enlarged(shape: tuple[int, in
     assert thumb.min() < 8 and thumb.max() > 247  # the whole gray scale is used
 
 
+@pytest.mark.parametrize("height", [400, 700, 1024, 2900])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_thumbnail_looks_like_area_averages_between_percentiles(height: int, dtype: type) -> None:
+    pixels = make_phantom(2, height=height, width=height * 7 // 8).pixels
+    pixels = pixels if dtype is np.uint16 else cv2.convertScaleAbs(pixels, alpha=255 / int(pixels.max()))
+    thumb = t.thumbnail(Radiograph(pixels)).astype(float)
+    small = cv2.resize(pixels, thumb.shape[::-1], interpolation=cv2.INTER_AREA).astype(float)
+    low, high = np.percentile(small, (0.5, 99.5))
+    assert np.abs(thumb - np.clip((small - low) / (high - low) * 255, 0, 255)).mean() < 4
+
+
 def test_the_stored_window_decides_what_is_black_and_white() -> None:
     thumb = t.thumbnail(Radiograph(ramp(300, 300), window=(2048.0, 1024.0)))
     at = np.linspace(0, 4095, 300)
@@ -95,7 +106,7 @@ def test_a_phantom_is_a_small_readable_jpeg(tmp_path: Path) -> None:
     assert not over.exists()
 
 
-@pytest.mark.parametrize("shape", [(1024, 896), (600, 1000), (300, 280)])
+@pytest.mark.parametrize("shape", [(1024, 896), (600, 1000), (300, 280), (645, 715)])
 @pytest.mark.parametrize("aspect", ["pad", "squash"])
 def test_the_overlay_lies_where_the_blob_is(tmp_path: Path, shape: tuple[int, int], aspect: str) -> None:
     geometry = Geometry.fit(*shape, 512, aspect)
