@@ -263,6 +263,16 @@ def test_an_opencv_without_16_bit_tables_gives_the_same(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("shape", [(100, 100), (130, 70)])
+def test_a_given_array_is_overwritten(shape: tuple[int, int]) -> None:
+    config = PreprocessConfig(size=64)
+    batch = np.full((3, 1, 64, 64), np.nan, np.float32)
+    found, _ = preprocess(Radiograph(pattern(*shape)), config, out=batch[1])
+    assert np.shares_memory(found, batch)
+    np.testing.assert_array_equal(batch[1], preprocess(Radiograph(pattern(*shape)), config)[0])
+    assert np.isnan(batch[[0, 2]]).all()
+
+
 def test_threads_do_not_share_buffers() -> None:
     films = [Radiograph(pattern(300 + 10 * i, 280) ^ np.uint8(i)) for i in range(8)]
     config = PreprocessConfig(size=128)
