@@ -99,6 +99,7 @@ class Journal:
         """Write one line; it is on its way to the disk when this returns. OSError if the disk takes no more."""
         if self._unbooked:
             self._load()
+        self._stay()
         line, written = _encoded(finding), 0
         self._unbooked = True
         try:
@@ -184,12 +185,16 @@ class Journal:
         """OSError if what was written is not on the disk, or the file is no longer in its place."""
         if self._unsynced:
             lock.sync(self._file.fileno())
-            if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                raise self._changed()
+            self._stay()
             if not self._folder_synced:
                 lock.sync_folder(self.path.parent)
                 self._folder_synced = True
         self._unsynced, self._synced = 0, time.monotonic()
+
+    def _stay(self) -> None:
+        """OSError if the file is no longer in its place: removed, replaced, or its share unmounted."""
+        if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
+            raise self._changed()
 
     def _cut(self) -> None:
         """Take back the part of a line that was written; if that fails, the next call or run does it."""
@@ -200,7 +205,8 @@ class Journal:
         """Book the lines from `_end` on, and cut off what follows the last whole one."""
         with open(self.path, "rb", buffering=_BLOCK) as lines:
             now = os.fstat(self._file.fileno())
-            if not os.path.samestat(os.fstat(lines.fileno()), now) or now.st_size < self._end:
+            self._stay()
+            if now.st_size < self._end:
                 raise self._changed()
             lines.seek(self._end)
             for line, length in _lines(lines):
