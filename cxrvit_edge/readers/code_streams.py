@@ -79,6 +79,8 @@ def walk_frame(frame: bytes, header: Header) -> tuple[int, int]:
         raise damaged(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         stream = walk_jpeg(frame)
+        if header.syntax in JPEG_LOSSLESS:
+            check_lossless(frame)
     except (struct.error, IndexError):
         raise cut_short("the JPEG ends inside its header") from None
     same_size(stream.width, stream.height, header)
@@ -90,6 +92,45 @@ def walk_frame(frame: bytes, header: Header) -> tuple[int, int]:
     if header.syntax not in JPEG_LS and 8 * len(frame) < units:  # a bit a sample, or a block, at the least
         raise cut_short("the JPEG is too short for its picture")
     return stream.bits, stream.channels
+
+
+def check_lossless(frame: bytes) -> None:
+    """Holds the header of a lossless JPEG, process 14 (ISO 10918-1 Annex H), to the standard.
+
+    gdcm ends the whole process on some that are not. Raises InputError: CANNOT_DECODE, TRUNCATED.
+    """
+    at, tables, bits, components = 2, set[int](), 0, set[int]()
+    while True:
+        mark, marker, length = struct.unpack_from(">BBH", frame, at)
+        body = frame[at + 4 : at + 2 + length]
+        if mark != 0xFF or length != len(body) + 2:
+            raise damaged("the header of the lossless JPEG is broken")
+        if marker == 0xC3 and not bits and len(body) >= 9:
+            bits, count = body[0], body[5]
+            components = set(body[6::3])
+            good = 2 <= bits <= 16 and count in (1, 3) and len(body) == 6 + 3 * count and len(components) == count
+            good = good and set(body[7::3]) == {0x11}
+        elif marker == 0xC4:
+            good = bool(body)
+            while body and good:
+                codes, room = body[1:17], sum(n << (16 - i) for i, n in enumerate(body[1:17], 1))
+                symbols = body[17 : 17 + sum(codes)]
+                good = body[0] < 4 and len(codes) == 16 and 0 < len(symbols) == sum(codes) and room <= 65536
+                good = good and max(symbols) <= 16 and len(set(symbols)) == len(symbols)
+                tables.add(body[0])
+                body = body[17 + sum(codes) :]
+        elif marker == 0xDA:
+            count = body[0] if body else 0
+            good = bool(bits) and len(body) == 4 + 2 * count and set(body[1:-3:2]) == components
+            good = good and {table >> 4 for table in body[2:-3:2]} <= tables and 1 <= body[-3] <= 7
+            if good and body[-1] & 15 < bits:
+                return
+            good = False
+        else:
+            good = marker in (0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF
+        if not good:
+            raise damaged(f"the lossless JPEG has a marker 0x{marker:02X} that makes no sense")
+        at += 2 + length
 
 
 def same_size(width: int, height: int, header: Header) -> None:

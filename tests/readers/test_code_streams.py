@@ -145,3 +145,39 @@ def test_rle_is_unpacked_no_further_than_its_picture() -> None:
 )
 def test_broken_rle(frame: bytes, reason: Reason) -> None:
     assert refused(blank(RLE, frame, 64, 64))[0] is reason
+
+
+# --- lossless JPEG, which gdcm decodes
+
+
+def lossless(changes: dict[int, int], after: bytes = b"\xff\xc3") -> bytes:
+    """A lossless JPEG with bytes changed, by their offset from a marker."""
+    stream = bytearray(jpeg_lossless_stream(P12, 12))
+    at = stream.index(after)
+    for offset, value in changes.items():
+        stream[at + offset] = value
+    return bytes(stream)
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (lossless({1: 0}, b"\xff\xc4"), "marker 0x00"),  # on this gdcm aborts the process
+        (lossless({1: 0xFE}, b"\xff\xc4"), "marker 0xDA"),  # no table
+        (lossless({4: 17}), "marker 0xC3"),
+        (lossless({9: 2}), "marker 0xC3"),
+        (lossless({11: 0x21}), "marker 0xC3"),
+        (lossless({4: 0x10}, b"\xff\xc4"), "marker 0xC4"),
+        (lossless({5: 3}, b"\xff\xc4"), "marker 0xC4"),
+        (lossless({21: 17}, b"\xff\xc4"), "marker 0xC4"),
+        (lossless({21: 1}, b"\xff\xc4"), "marker 0xC4"),
+        (lossless({5: 9}, b"\xff\xda"), "marker 0xDA"),
+        (lossless({6: 0x10}, b"\xff\xda"), "marker 0xDA"),
+        (lossless({7: 0}, b"\xff\xda"), "marker 0xDA"),
+        (lossless({9: 12}, b"\xff\xda"), "marker 0xDA"),
+    ],
+)
+def test_lossless_jpegs_that_gdcm_never_sees(stream: bytes, said: str) -> None:
+    reason, message = refused(blank(JPEG_LOSSLESS, stream, 96, 80, np.uint16))
+    assert reason is Reason.CANNOT_DECODE
+    assert said in message
