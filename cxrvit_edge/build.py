@@ -1,21 +1,28 @@
-"""What `build` does: the GPU variants of a bundle compiled to engines, proven fused, and run where a GPU is at hand."""
+"""What `build` does: this box made ready for a bundle.
+
+With a GPU, or for one, its GPU variants are compiled to engines, proven fused, and run where the GPU is at hand;
+without one, sessions on the processor are tuned by measurement and proven.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import CxrVitError, EngineError, ParityError, UsageError
 from cxrvit_edge.host import Gpu, gpus
-from cxrvit_edge.runtime import builder, engines, fusion
+from cxrvit_edge.runtime import builder, engines, fusion, tuning
 from cxrvit_edge.runtime.builder import NAMES
+from cxrvit_edge.runtime.candidates import VARIANTS as RUNS
 from cxrvit_edge.runtime.engines import Engine, Key
 from cxrvit_edge.runtime.layers import parse
 
 VARIANTS = ("fp16", "int8")  # that run on GPUs
+ON_CPU = ("onnxruntime", "openvino")
 WHY_NOT = {
     "fp32": "attention does not fuse in FP32",
     "int8-cpu": "it is INT8 for processors; the one for GPUs is int8",
@@ -51,6 +58,34 @@ class Built:
 
 
 @dataclass(frozen=True)
+class TunedHere:
+    """A variant on the processor of this box; fresh: measured now, not found."""
+
+    backend: str
+    version: str
+    precision: str
+    tuned: tuning.Tuned
+    fresh: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        t = self.tuned
+        return {
+            "target": "cpu",
+            "precision": self.precision,
+            "backend": self.backend,
+            "version": self.version,
+            "settings": vars(t.settings) if self.backend == "onnxruntime" else None,
+            "batch_size": t.batch_size,
+            "images_a_second": round(t.images_a_second, 3),
+            "gain": round(t.gain, 3),
+            "first_seconds": round(t.first_seconds, 3),
+            "optimised_graph": bool(t.graphs),
+            "built_now": self.fresh,
+            "state": "golden check passed on this box",
+        }
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which back end, for which GPUs, into which folder. gpu: the one of this box, if it is for that."""
 
@@ -72,12 +107,17 @@ def build(
     rebuild: bool = False,
     say: Say = lambda _: None,
     progress: builder.Step | None = None,
-) -> list[Built]:
+) -> Sequence[Built | TunedHere]:
     """Compile what is missing. targets: RTX targets such as sm86; none is this box's GPU. batch_size: the largest.
 
     Engines for this box are then run through the golden check. EngineError if one cannot be built or its attention is
-    not fused; ParityError if one does not reproduce the golden outputs; UsageError for a setting without sense.
+    not fused; ParityError if one does not reproduce the golden outputs; UsageError for a setting without sense. With
+    backend onnxruntime or openvino, or auto on a box without a GPU, sessions on the processor are tuned instead.
     """
+    if backend in ON_CPU and targets:
+        raise UsageError(f"--target {targets[0]}: {backend} runs on this box's processor; leave one of them out")
+    if backend in ON_CPU or (backend == "auto" and not targets and "fp16" not in precisions and not gpus()):
+        return _tune(bundle, precisions, backend, rebuild, say)
     variants = choose(bundle, precisions)
     plan = decide(bundle, targets, backend, say)
     made = [
@@ -87,6 +127,52 @@ def build(
         for graph in sorted(set(bundle.manifest.views.values()))
     ]
     return list(_run(bundle, made, plan)) if plan.gpu else made
+
+
+def _tune(bundle: Bundle, precisions: Sequence[str], backend: str, rebuild: bool, say: Say) -> list[TunedHere]:
+    """Each variant that runs on a processor, on each back end that is installed; then the choice among them."""
+    from cxrvit_edge.runtime import search
+    from cxrvit_edge.runtime.select import open_sessions
+
+    names = [name for name in ON_CPU if name == backend or (backend == "auto" and name in _installed())]
+    made: list[TunedHere] = []
+    failed: list[ParityError] = []
+    for name in names:
+        version = tuning.version(name)
+        for precision, variant in _on_cpu(bundle, name, precisions).items():
+            tuned = None if rebuild else tuning.find(bundle, name, variant)
+            fresh = tuned is None
+            try:
+                tuned = tuned or search.tune(bundle, name, precision, variant, say=say)
+            except ParityError as error:
+                failed.append(error)
+                say(f"{name} {precision} left as it is: {error}")
+                continue
+            made.append(TunedHere(name, version, precision, tuned, fresh))
+    if failed and (precisions or not made):
+        raise failed[0]
+    for name in names:
+        if len([t for t in made if t.backend == name]) > 1:
+            for note in open_sessions(bundle, backend=name, verify=any(t.fresh for t in made)).notes:
+                say(f"{name}: {note}")
+    return made
+
+
+def _installed() -> list[str]:
+    return [name for name in ON_CPU if find_spec(name) is not None]
+
+
+def _on_cpu(bundle: Bundle, backend: str, precisions: Sequence[str]) -> dict[str, str]:
+    """Precision -> variant of those asked for, or of all that the bundle has and that were exported within bounds."""
+    for name in precisions:
+        if name not in RUNS[backend]:
+            raise UsageError(f"--precision {name}: {backend} runs {' or '.join(RUNS[backend])}")
+        bundle.variant(RUNS[backend][name])
+    runs = {name: variant for name, variant in RUNS[backend].items() if name in (precisions or RUNS[backend])}
+    there = {name: variant for name, variant in runs.items() if variant in bundle.manifest.variants}
+    if not there:
+        raise EngineError(f"{bundle.root}: no variant for processors and no GPU on this box; {_elsewhere()}")
+    return there
 
 
 def choose(bundle: Bundle, precisions: Sequence[str]) -> list[str]:
@@ -237,9 +323,12 @@ def _checked(bundle: Bundle, backend: str, precision: str) -> CxrVitError | None
     return None
 
 
-def told(built: Sequence[Built]) -> Iterator[str]:
-    """An engine a paragraph, for people."""
+def told(built: Sequence[Built | TunedHere]) -> Iterator[str]:
+    """An engine, or a variant on the processor, a paragraph, for people."""
     for b in built:
+        if isinstance(b, TunedHere):
+            yield from _tuned_told(b)
+            continue
         d, found = b.to_dict(), b.engine.fusion
         how = f"compiled in {d['seconds']:.1f} s" if b.fresh else "there already"
         size = f"{d['bytes'] / 1e6:.1f} MB"
@@ -251,3 +340,14 @@ def told(built: Sequence[Built]) -> Iterator[str]:
         yield f"  {found.layers} layers, {found.reformats} of them only reformat, {found.requantisations} requantise"
         yield f"  {b.state}"
         yield f"  {b.engine.plan}"
+
+
+def _tuned_told(b: TunedHere) -> Iterator[str]:
+    t = b.tuned
+    how = "measured now" if b.fresh else "measured before, see --rebuild"
+    yield f"{b.precision} on this processor: {b.backend} {b.version}, {how}"
+    yield f"  about {t.images_a_second:.1f} images a second in batches of {t.batch_size}, files' decoding beside it"
+    if b.backend == "onnxruntime":
+        gain = f"{100 * (t.gain - 1):.0f} % faster than" if t.gain > 1 else "no settings are faster than"
+        yield f"  {t.settings.told()}: {gain} ONNX Runtime's own"
+    yield f"  {t.first_seconds:.1f} s to open it and run one image; golden check passed on this box"

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +27,7 @@ from cxrvit_edge.errors import BundleError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+HASHING = 2  # threads: one for the weights, which are half of a bundle, one for the rest
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Guard:
     """Where a lung mask stops looking like a frontal chest. Areas are fractions of the radiograph.
 
     least_lungs: area of both lungs together; least_confidence: mean mask value inside the mask;
-    least_separation: of the lungs' centres, image-right from image-left, where both are seen.
+    least_separation: of the lungs' centres, image-right from image-left, where both are seen; head: file with the
+    weights of `guard_head`, None for a bundle without.
     """
 
     least_lungs: float
     least_confidence: float
     least_separation: float = 0.10
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Manifest:
                 views=dict(raw["views"]),
                 variants={name: _variant(name, v) for name, v in raw["variants"].items()},
                 files=dict(raw["files"]),
-                guard=Guard(**{k: float(v) for k, v in raw["guard"].items()}),
+                guard=Guard(**{k: _name(v) if k == "head" else float(v) for k, v in raw["guard"].items()}),
                 golden_inputs=str(raw["golden_inputs"]),
                 intended_use=str(raw["intended_use"]),
                 priority=PriorityTable(tuple(table["flagged"]), float(table["urgent_score"]), tuple(table["order"])),
@@ -122,6 +126,12 @@ class Manifest:
         if fault:
             raise BundleError(f"{where}: {fault}; export it again")
         return manifest
+
+
+def _name(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise TypeError(f"{value!r} names no file")
+    return value
 
 
 def _variant(name: str, v: Mapping[str, Any]) -> Variant:
@@ -141,7 +151,7 @@ def _faults(m: Manifest, weights: Mapping[str, str]) -> Iterator[str]:
     if set(m.views) not in ({"any"}, {"PA", "AP"}):
         yield f"views are {sorted(m.views)}, not any, nor PA and AP"
     graphs = set(m.views.values())
-    named = [m.golden_inputs, *weights.values()]
+    named = [m.golden_inputs, *weights.values(), *([m.guard.head] if m.guard.head is not None else [])]
     for v in m.variants.values():
         named += [v.golden, *v.files.values()]
         if absent := graphs - set(v.files):
@@ -225,27 +235,28 @@ class Bundle:
         return "any" not in self.manifest.views
 
     def _verify(self) -> None:
-        root, total = os.path.realpath(self.root), 0
+        root, sizes = os.path.realpath(self.root), dict[str, int]()
         for name in self.manifest.files:
             path = self.root / name
             inside = "\0" not in name and not Path(name).is_absolute()
             if not inside or os.path.realpath(path) != str(Path(root, name)):  # '..', or a symlink on the way
                 raise BundleError(f"{self.root}: {MANIFEST} names {name!r}, outside the bundle; do not use this bundle")
             with suppress(OSError):  # told when it is opened
-                total += path.stat().st_size
-        if total > untrusted.MAX_BYTES:
+                sizes[name] = path.stat().st_size
+        if sum(sizes.values()) > untrusted.MAX_BYTES:
             raise BundleError(f"{self.root}: over {untrusted.MAX_BYTES >> 30} GB; this is no bundle of ours")
-        for name, expected in self.manifest.files.items():
-            path = self.root / name
-            try:
-                with untrusted.open_regular(path) as f:
-                    actual = _sha256(f)
-            except OSError as error:
-                raise BundleError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
-            if actual != expected:
-                raise BundleError(
-                    f"{path}: its SHA-256 is not the manifest's: changed or damaged; copy the bundle again"
-                )
+        with ThreadPoolExecutor(HASHING) as pool:  # hashlib lets others run meanwhile
+            list(pool.map(self._verify_file, sorted(self.manifest.files, key=lambda name: -sizes.get(name, 0))))
+
+    def _verify_file(self, name: str) -> None:
+        path = self.root / name
+        try:
+            with untrusted.open_regular(path) as f:
+                actual = _sha256(f)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror}); copy the bundle again") from error
+        if actual != self.manifest.files[name]:
+            raise BundleError(f"{path}: its SHA-256 is not the manifest's: changed or damaged; copy the bundle again")
 
     def _verify_graph(self, name: str) -> None:
         """BundleError if a graph takes data from a file that is not listed."""

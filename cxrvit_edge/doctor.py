@@ -15,9 +15,10 @@ from cxrvit_edge.errors import CxrVitError
 from cxrvit_edge.host import cores, cpu_flags, gpus, processor
 
 BASE = ("numpy", "opencv-python-headless", "onnxruntime", "pydicom", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg")
-OPTIONAL = ("torch", "tensorrt", "tensorrt-rtx", "cuda-python")
+OPTIONAL = ("openvino", "torch", "tensorrt", "tensorrt-rtx", "cuda-python")
 BACKENDS = {  # back end -> what it imports, what installs it
     "onnxruntime": ("onnxruntime", "pip install --force-reinstall cxrvit-edge"),
+    "openvino": ("openvino", "pip install openvino"),
     "tensorrt": ("tensorrt", "pip install 'cxrvit-edge[tensorrt]'"),
     "tensorrt-rtx": ("tensorrt_rtx", "pip install 'cxrvit-edge[rtx]'"),
     "torch": ("torch", "pip install 'cxrvit-edge[train]'"),
@@ -47,6 +48,7 @@ def examine(bundle: str | Path | None = None) -> dict[str, Any]:
         "packages": packages,
         "bundle": found,
         "backends": backends,
+        "speed": _speed(opened),
         "choices": _choices(opened),
         "decoders": decoders,
         "cache": _cache(),
@@ -126,6 +128,25 @@ def _choices(bundle: Bundle | None) -> list[dict[str, Any]]:
     from cxrvit_edge.runtime import measure
 
     return [] if bundle is None else measure.kept(bundle.sha256)
+
+
+def _speed(bundle: Bundle | None) -> list[str]:
+    """What this box will do, of what `build` has measured on its processor."""
+    from cxrvit_edge.runtime import tuning
+    from cxrvit_edge.runtime.select import VARIANTS
+
+    if bundle is None:
+        return []
+    told = []
+    for name in ("onnxruntime", "openvino"):
+        for precision, variant in VARIANTS[name].items():
+            there = find_spec(BACKENDS[name][0]) is not None and variant in bundle.manifest.variants
+            tuned = tuning.find(bundle, name, variant) if there else None
+            if tuned is not None:
+                rate = f"about {tuned.images_a_second:.1f} images a second in batches of {tuned.batch_size}"
+                first = f"opened and the first image run in {tuned.first_seconds:.1f} s"
+                told.append(f"{name} {precision}: {rate}, {first}")
+    return told or ["the processor is not measured yet: run `cxrvit-edge build --backend onnxruntime`"]
 
 
 def _decoders() -> tuple[dict[str, str], list[str]]:

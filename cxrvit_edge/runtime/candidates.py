@@ -17,6 +17,7 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {  # back end -> precision -> varian
     "onnxruntime": {"fp32": "fp32", "int8": "int8-cpu"},
     "tensorrt": {"fp16": "fp16", "int8": "int8"},
     "tensorrt-rtx": {"fp16": "fp16", "int8": "int8"},
+    "openvino": {"fp32": "fp32", "int8": "int8-cpu"},
     "torch": {"fp32": "fp32"},
 }
 
@@ -25,7 +26,8 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {  # back end -> precision -> varian
 class Candidate:
     """A precision that a back end could run here. fingerprint: what its speed depends on beside the bundle.
 
-    proven: to be called when the golden check of a graph has been run, not taken from the record.
+    proven: to be called when the golden check of a graph has been run, not taken from the record. batch_size: of
+    highest throughput here, None if that was not measured.
     """
 
     backend: str
@@ -35,6 +37,7 @@ class Candidate:
     fingerprint: str
     open: Callable[[str], Session]  # graph -> session
     proven: Callable[[str], object] = lambda _: None
+    batch_size: int | None = None
 
 
 def find(bundle: Bundle, backend: str, wanted: Mapping[str, str], threads: int) -> tuple[list[Candidate], list[str]]:
@@ -55,15 +58,16 @@ def _on_cpu(bundle: Bundle, backend: str, precision: str, variant: str, threads:
 
         return Candidate(backend, "", precision, variant, "", reference)
 
-    import onnxruntime
+    from cxrvit_edge.runtime import tuning
 
-    from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession, arithmetic, fingerprint
+    version, tuned = tuning.version(backend), tuning.find(bundle, backend, variant)
 
     def session(graph: str) -> Session:
-        path = bundle.file(bundle.variant(variant).files[graph])
-        return OnnxRuntimeSession(path, precision=precision, threads=threads)
+        return tuning.open_session(bundle, backend, variant, graph, precision, threads, tuned)
 
-    return Candidate(backend, onnxruntime.__version__, precision, variant, fingerprint(arithmetic(precision)), session)
+    size = tuned.batch_size if tuned else None
+    about = tuning.about(precision, tuned) if backend == "onnxruntime" else ""
+    return Candidate(backend, version, precision, variant, about, session, batch_size=size)
 
 
 def gpu_for(backend: str) -> Gpu:

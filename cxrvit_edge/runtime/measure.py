@@ -9,8 +9,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, sleep
+from typing import Any, TypeVar
 
 from cxrvit_edge.bundle import cache_dir
 from cxrvit_edge.runtime import records
@@ -20,17 +20,22 @@ ROUNDS = (2, 50)  # at least, at most
 WORTH = 1.03  # a precision that is faster by less is not worth its rounding
 ORDER = ("fp32", "fp16", "int8")  # most precise first
 ON_CPU, ON_GPU = 2, 8  # on a CPU a larger batch takes memory and gains nothing
+Name = TypeVar("Name")
 
 
 def batch_of(backend: str) -> int:
     """Images that triage runs at once where nothing else is asked for."""
-    return ON_CPU if backend in ("onnxruntime", "torch") else ON_GPU
+    return ON_CPU if backend in ("onnxruntime", "openvino", "torch") else ON_GPU
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], *, seconds: float = SECONDS, clock: Callable[[], float] = perf_counter
-) -> dict[str, float]:
-    """Seconds that each run takes at its best, after one that does not count."""
+    runs: Mapping[Name, Callable[[], object]],
+    *,
+    seconds: float = SECONDS,
+    rest: float = 0.0,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[Name, float]:
+    """Seconds that each run takes at its best, after one that does not count; rest: seconds of sleep before each."""
     best = dict.fromkeys(runs, float("inf"))
     start = clock()
     for run in runs.values():
@@ -39,6 +44,8 @@ def interleaved(
         if done >= ROUNDS[0] and clock() - start >= seconds:
             break
         for name, run in runs.items():
+            if rest:
+                sleep(rest)
             before = clock()
             run()
             best[name] = min(best[name], clock() - before)

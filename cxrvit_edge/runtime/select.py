@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cxrvit_edge.bundle import Bundle
@@ -13,16 +14,16 @@ from cxrvit_edge.runtime import golden, measure
 from cxrvit_edge.runtime.candidates import VARIANTS, Candidate, find, graphs
 from cxrvit_edge.runtime.session import Session
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 PRECISIONS = ("fp32", "fp16", "int8")
-AUTO = ("tensorrt", "tensorrt-rtx", "onnxruntime")  # in this order
+AUTO = ("tensorrt", "tensorrt-rtx", "onnxruntime")  # in this order; openvino before the last where `build` says so
 
 
 @dataclass(frozen=True)
 class Sessions:
     """A session a graph of the bundle, all of one back end and precision, each past its golden check.
 
-    choice: what was passed over, what was chosen, and why.
+    choice: what was passed over, what was chosen, and why. batch_size: of highest throughput, 0 is the back end's own.
     """
 
     backend: str
@@ -30,6 +31,11 @@ class Sessions:
     precision: str
     by_graph: Mapping[str, Session]
     choice: tuple[str, ...] = ()
+    batch_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.batch_size:
+            object.__setattr__(self, "batch_size", measure.batch_of(self.backend))
 
     def __getitem__(self, graph: str) -> Session:
         return self.by_graph[graph]
@@ -53,7 +59,7 @@ def open_sessions(
     _require_known(bundle, backend, precision)
     notes: list[str] = []
     failed: list[EngineError | ParityError] = []
-    for name in AUTO if backend == "auto" else (backend,):
+    for name in _order(bundle, precision) if backend == "auto" else (backend,):
         wanted = _wanted(bundle, name, precision, notes)
         if not wanted:
             continue
@@ -72,6 +78,22 @@ def open_sessions(
     if failed:
         raise failed[-1]
     raise UsageError(f"{notes[-1]}; ask for it by name" if notes else _not_in_it(bundle, backend, precision))
+
+
+def _order(bundle: Bundle, precision: str) -> tuple[str, ...]:
+    """AUTO, with openvino before onnxruntime if it is installed and `build` has measured it to be faster."""
+    if find_spec("openvino") is None:
+        return AUTO
+    from cxrvit_edge.runtime import tuning
+
+    best: dict[str, float] = {}
+    for name in ("onnxruntime", "openvino"):
+        for runs, variant in VARIANTS[name].items():
+            there = variant in bundle.manifest.variants and precision in ("auto", runs)
+            tuned = tuning.find(bundle, name, variant) if there else None
+            best[name] = max(best.get(name, 0.0), tuned.images_a_second if tuned else 0.0)
+    faster = best["openvino"] > best["onnxruntime"] * measure.WORTH > 0
+    return (*AUTO[:-1], "openvino", AUTO[-1]) if faster else AUTO
 
 
 def _require_known(bundle: Bundle, backend: str, precision: str) -> None:
@@ -148,7 +170,8 @@ def _fastest(
     chosen = opened[str(first)]
     version = next(iter(chosen.values())).version
     told = measure.told(times) if times else ()
-    return Sessions(candidates[0].backend, version, str(first), chosen, (*notes, *told))
+    size = next(c.batch_size for c in candidates if c.precision == first) or 0
+    return Sessions(candidates[0].backend, version, str(first), chosen, (*notes, *told), size)
 
 
 def _open(bundle: Bundle, candidate: Candidate, verify: bool) -> dict[str, Session] | EngineError | ParityError:

@@ -74,7 +74,7 @@ def test_what_is_named_is_opened(bundle: Bundle, backend: str, precision: str) -
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
-        ({"backend": "openvino"}, UsageError, "--backend openvino: choose auto, onnxruntime"),
+        ({"backend": "onednn"}, UsageError, "--backend onednn: choose auto, onnxruntime"),
         ({"precision": "fp8"}, UsageError, "--precision fp8: choose auto, fp32"),
         ({"backend": "tensorrt"}, UsageError, "it would run fp16, int8 .which has fp32"),
         ({"backend": "tensorrt-rtx", "precision": "fp32"}, UsageError, "tensorrt-rtx does not run fp32"),
