@@ -1,0 +1,233 @@
+"""Parts of benchmarks/pipeline.py: triage beside a plain PyTorch loop, and beside OpenVINO in the same pipeline."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.triage_common import Options, absent, dicoms, jpegs, row
+from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.host import cores
+from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
+from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime.select import Sessions, open_sessions
+from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.triage import Triage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH = 8
+TORCH_BOUND, OPENVINO_BOUND = 1.4, 1.03
+PRECISIONS = {"fp32": "fp32", "int8": "int8-cpu"}  # precision -> variant
+
+
+def torch_loop(options: Options) -> list[dict[str, Any]]:
+    """Blocks of the same films through each in turn, the best block of each counts."""
+    if find_spec("torch") is None:
+        return [absent("triage / plain PyTorch loop", f">= {TORCH_BOUND}", "not installed: pip install torch")]
+    n, rounds = options.count(24, 8) // BATCH * BATCH or BATCH, options.rounds(4)
+    bundle = Bundle.open()
+    loop = TorchLoop(bundle, compiled=not options.quick)
+    ours = {precision: open_sessions(bundle, precision=precision) for precision in ("auto", *PRECISIONS)}
+    rows = []
+    for kind, make in (("JPEG", jpegs), ("DICOM", dicoms)):
+        with tempfile.TemporaryDirectory() as temporary:
+            work = Path(temporary)
+            films = make(n, work)
+            runs: dict[str, Callable[[], object]] = {"torch": lambda paths=films.paths: loop.run(paths)}  # type: ignore[misc]
+            for name in ours if kind == "JPEG" else ("auto",):
+                runs[name] = written(Triage(bundle, ours[name]), films.paths, work / "out")
+            best = interleaved(runs, rounds)
+        for name in list(runs)[1:]:
+            chosen = f"{ours[name].backend} {ours[name].precision}"
+            note = (
+                f"Triage.run into a fresh folder, {chosen}; peer: {loop.told}, batch {BATCH}, {cores()} threads, "
+                f"logits kept, nothing judged or written; best of {rounds} blocks in turn, both warm"
+            )
+            title = f"{kind}: triage {name}{f' ({chosen})' if name == 'auto' else ''} / plain PyTorch loop"
+            figures: dict[str, Any] = {"n": n, "images": films.what, "at_least": TORCH_BOUND}
+            rows.append(row(title, "images/s", n / best[name], n / best["torch"], note=note, **figures))
+    return rows
+
+
+class TorchLoop:
+    """The bundle's network as one would run it with PyTorch: the fastest of the ways tried on this box."""
+
+    def __init__(self, bundle: Bundle, *, compiled: bool) -> None:
+        import torch
+
+        from cxrvit_edge.model import checkpoint
+
+        torch.set_num_threads(cores())
+        self._config = PreprocessConfig.from_dict(bundle.manifest.preprocessing)
+        path = bundle.file(str(bundle.manifest.raw["weights"][bundle.graph_for("PA")]))
+        tensors, config, _ = checkpoint.load(path)
+        plain = checkpoint.network(tensors, config)
+        last = checkpoint.network(tensors, config)
+        last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ways: dict[str, tuple[Callable[[Tensor], Any], torch.memory_format]] = {
+            "eager": (plain, torch.contiguous_format),
+            "eager channels_last": (last, torch.channels_last),
+        }
+        if compiled:
+            ways["compiled"] = (torch.compile(plain), torch.contiguous_format)
+            ways["compiled channels_last"] = (torch.compile(last), torch.channels_last)
+        batch = np.zeros((BATCH, 1, config.image_size, config.image_size), np.float32)
+        runs: dict[str, Callable[[], object]] = {}
+        failed = ""
+        for name, (network, layout) in ways.items():
+            self._network, self._layout = network, layout
+            try:
+                self.infer(batch)  # compiles
+            except Exception as error:  # torch.compile needs a C++ compiler and raises much
+                failed += f"; {name} failed ({type(error).__name__})"
+                continue
+            runs[name] = lambda network=network, layout=layout: self.infer(batch, network, layout)  # type: ignore[misc]
+        times = interleaved(runs, 2)
+        fastest = min(times, key=lambda name: times[name])
+        self._network, self._layout = ways[fastest]
+        each = ", ".join(f"{name} {seconds / BATCH * 1e3:.0f}" for name, seconds in times.items())
+        self.told = f"torch {torch.__version__} {fastest} (ms an image: {each}{failed})"
+
+    def infer(self, batch: Float32, network: Any = None, layout: Any = None) -> Float32:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.from_numpy(batch).to(memory_format=layout or self._layout)
+            logits, *_ = (network or self._network)(x)
+        values: Float32 = logits.numpy()
+        return values
+
+    def run(self, paths: list[Path]) -> list[Float32]:
+        found = []
+        for start in range(0, len(paths), BATCH):
+            films = [preprocess(Radiograph(pixels(path)), self._config)[0] for path in paths[start : start + BATCH]]
+            found.append(self.infer(np.stack(films)))
+        return found
+
+
+def pixels(path: Path) -> Any:
+    """(H, W) uint8 or uint16, brighter is denser, as a short script reads it."""
+    import cv2
+    import pydicom
+
+    if path.suffix != ".dcm":
+        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    ds = pydicom.dcmread(path)
+    values = ds.pixel_array
+    return ((1 << ds.BitsStored) - 1 - values) if ds.PhotometricInterpretation == "MONOCHROME1" else values
+
+
+def openvino(options: Options) -> list[dict[str, Any]]:
+    """The same pipeline around ONNX Runtime's sessions and around OpenVINO's, blocks in turn."""
+    names = [f"{precision}: triage / triage on OpenVINO" for precision in PRECISIONS]
+    if find_spec("openvino") is None:
+        return [absent(name, f"<= {OPENVINO_BOUND}", "not installed: pip install openvino") for name in names]
+    n, rounds = options.count(24, 8), options.rounds(6)
+    bundle = Bundle.open()
+    ours = {precision: open_sessions(bundle, precision=precision) for precision in PRECISIONS}
+    theirs = {precision: openvino_sessions(bundle, ours[precision]) for precision in PRECISIONS}
+    auto = open_sessions(bundle)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        films = jpegs(n, work)
+        runs = {}
+        for precision in PRECISIONS:
+            for name, sessions in ((precision, ours[precision]), (f"{precision} openvino", theirs[precision])):
+                runs[name] = written(Triage(bundle, sessions), films.paths, work / "out")
+        runs["auto"] = written(Triage(bundle, auto), films.paths, work / "out")
+        best = interleaved(runs, rounds)
+    rows = []
+    fastest = min(PRECISIONS, key=lambda precision: best[f"{precision} openvino"])
+    pairs = [(name, p, p, f"{ours[p].backend} {p}") for name, p in zip(names, PRECISIONS, strict=True)]
+    chosen = f"{auto.backend} {auto.precision}"
+    pairs.append((f"auto ({chosen}): triage / triage on OpenVINO's best", "auto", fastest, chosen))
+    for name, own, precision, what in pairs:
+        note = (
+            f"Triage.run into a fresh folder, {what}; peer: the same on OpenVINO {version('openvino')} {precision}, "
+            f"same ONNX, f32 hint, {cores()} threads, compiled for each batch size; best of {rounds} blocks in turn"
+        )
+        figures: dict[str, Any] = {"n": n, "images": films.what, "at_most": OPENVINO_BOUND}
+        rows.append(row(name, "s", best[own], best[f"{precision} openvino"], note=note, **figures))
+    return rows
+
+
+class OpenVino:
+    """A graph of the bundle on OpenVINO, as fast as it goes: shapes fixed, one compilation a batch size."""
+
+    backend, fingerprint = "onnxruntime", "openvino"  # by that name the pipeline forms the same batches
+    batch_sizes: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, precision: str, size: int) -> None:
+        openvino = import_module("openvino")
+        self.version, self.precision = version("openvino"), precision
+        self._core, self._path, self._size = openvino.Core(), path, size
+        self._requests: dict[int, Any] = {}
+
+    def run(self, batch: Float32) -> Outputs:
+        n = len(batch)
+        if n not in self._requests:
+            model = self._core.read_model(str(self._path))
+            model.reshape({"image": [n, 1, self._size, self._size]})
+            config = {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": cores(),
+            }
+            self._requests[n] = self._core.compile_model(model, "CPU", config).create_infer_request()
+        found = self._requests[n].infer({"image": batch}, share_inputs=True)
+        return Outputs(*(np.array(found[name], np.float32) for name in Outputs._fields))
+
+
+def openvino_sessions(bundle: Bundle, like: Sessions) -> Sessions:
+    """OpenVINO in the place of these, compiled for the batches that the pipeline forms; outputs held against ours."""
+    from cxrvit_edge.runtime import golden
+
+    by_graph = {}
+    variant = PRECISIONS[like.precision]
+    for graph in like.by_graph:
+        path = bundle.file(bundle.variant(variant).files[graph])
+        session = OpenVino(path, like.precision, PreprocessConfig.from_dict(bundle.manifest.preprocessing).size)
+        inputs, expected = golden.load_inputs(bundle), golden.load_outputs(bundle, variant, graph)
+        for n in range(1, 1 + max(2, getattr(like, "batch_size", None) or 2)):
+            session.run(np.ascontiguousarray(inputs[np.arange(n) % len(inputs)]))
+        apart = golden.compare(session.run(inputs), expected)
+        allowed = bundle.variant(variant).tolerance
+        if not (apart.logits <= allowed.logits and apart.maps <= allowed.maps):
+            print(f"OpenVINO {variant} departs from the golden outputs: {apart}, allowed {allowed}")
+        by_graph[graph] = session
+    return replace(like, by_graph=by_graph)
+
+
+def written(triage: Triage, paths: list[Path], out: Path) -> Callable[[], object]:
+    """A run into a fresh folder."""
+
+    def run() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        triage.run(paths, out)
+
+    return run
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Least seconds of each over rounds in turn, after one that does not count."""
+    best = dict.fromkeys(runs, float("inf"))
+    for i in range(rounds + 1):
+        for name, run in runs.items():
+            start = perf_counter()
+            run()
+            if i:
+                best[name] = min(best[name], perf_counter() - start)
+    return best
