@@ -29,6 +29,7 @@ from cxrvit_edge.runtime.onnxruntime import (
 from cxrvit_edge.runtime.session import Session
 
 BATCHES = (1, 2, 4, 8)
+UNTUNED = Settings(spinning=False)  # spinning takes from decoding: half as much processor time again for nothing
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def open_session(
         from cxrvit_edge.runtime.openvino import OpenVinoSession
 
         return OpenVinoSession(path, precision=precision, threads=threads, cache=folder)
-    settings = tuned.settings if tuned else Settings()
+    settings = tuned.settings if tuned else UNTUNED
     digests = tuned.graphs.get(graph, ()) if tuned else ()
     if len(digests) == len(OPTIMISED) and [_sha256(folder / name) for name in OPTIMISED] == list(digests):
         try:
