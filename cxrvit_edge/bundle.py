@@ -114,7 +114,7 @@ class Manifest:
                 views=dict(raw["views"]),
                 variants={name: _variant(name, v) for name, v in raw["variants"].items()},
                 files=dict(raw["files"]),
-                guard=Guard(**{k: _name(v) if k == "head" else float(v) for k, v in raw["guard"].items()}),
+                guard=_guard(raw["guard"]),
                 golden_inputs=str(raw["golden_inputs"]),
                 intended_use=str(raw["intended_use"]),
                 priority=PriorityTable(tuple(table["flagged"]), float(table["urgent_score"]), tuple(table["order"])),
@@ -128,10 +128,12 @@ class Manifest:
         return manifest
 
 
-def _name(value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and value):
-        raise TypeError(f"{value!r} names no file")
-    return value
+def _guard(values: Mapping[str, Any]) -> Guard:
+    bounds = {name: float(value) for name, value in values.items() if name != "head"}
+    head = values.get("head")
+    if head is not None and not (isinstance(head, str) and head):
+        raise TypeError(f"guard's head is {head!r}, no file's name")
+    return Guard(**bounds, head=head)
 
 
 def _variant(name: str, v: Mapping[str, Any]) -> Variant:

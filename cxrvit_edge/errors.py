@@ -34,6 +34,7 @@ class Reason(str, Enum):
     BLANK = "blank"
     COLOUR = "colour"
     ROTATED = "rotated"
+    INVERTED = "inverted"
     NOT_A_CHEST = "not_a_chest"
     OUTSIDE = "outside_folder"
     # failed: could not be read or judged this time
@@ -65,6 +66,7 @@ _REJECTIONS = frozenset(
         Reason.BLANK,
         Reason.COLOUR,
         Reason.ROTATED,
+        Reason.INVERTED,
         Reason.NOT_A_CHEST,
         Reason.OUTSIDE,
     }

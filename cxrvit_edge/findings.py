@@ -10,7 +10,8 @@ import numpy as np
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import InputError, Reason, Status
-from cxrvit_edge.preprocess import Geometry
+from cxrvit_edge.guard_head import describe_outputs, head_of
+from cxrvit_edge.preprocess import Float32, Geometry
 from cxrvit_edge.radiograph import View
 from cxrvit_edge.runtime.session import Outputs
 from cxrvit_edge.zones import lung_extent, lung_separation, severity_array, zone_masks
@@ -83,16 +84,23 @@ class Finding:
             raise ValueError(f"no finding: {error}") from error
 
 
-def judge(outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Geometry) -> Judgement:
-    """Row `index` of a batch's outputs -> Judgement.
+def judge(
+    outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Geometry, film: Float32 | None = None
+) -> Judgement:
+    """Row `index` of a batch's outputs -> Judgement. film: `guard.describe` of the input; without it the bundle's guard
+    head is not asked.
 
-    InputError: not_finite (the network gave no number) or not_a_chest (no lungs worth the name were found).
+    InputError: not_finite (the network gave no number), not_a_chest (no lungs worth the name were found, or another
+    kind of image), lateral_view, rotated or inverted.
     """
     m = bundle.manifest
     logits = outputs.logits[index].astype(np.float64)
     lungs, severity_map = outputs.lung_mask[index], outputs.severity_map[index, 0]
     if not (np.isfinite(logits).all() and np.isfinite(lungs).all() and np.isfinite(severity_map).all()):
         raise InputError(Reason.NOT_FINITE, "the network gave values that are not finite; run `cxrvit-edge doctor`")
+    head = None if film is None else head_of(bundle)
+    if head is not None and film is not None:
+        head.check(film, describe_outputs(outputs, index, geometry))
     check_lungs(lungs, bundle, geometry)
     scaled = logits / m.temperature
     exp = np.exp(scaled - scaled.max())

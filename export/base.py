@@ -28,7 +28,7 @@ from train.data.record import Record
 from train.evaluate import report
 
 GRAPH = "shared"
-GRAPH_FILE, LICENCE_FILE = "fp32.onnx", "LICENSE-WEIGHTS.md"
+GRAPH_FILE, LICENCE_FILE, GUARD_FILE = "fp32.onnx", "LICENSE-WEIGHTS.md", "guard.npz"
 TOLERANCE = Tolerance(logits=1e-4, maps=1e-4)  # fp32, as the bundle's contract has it
 INTENDED_USE = (
     "Research on triage of frontal chest radiographs of adults. Not a medical device, not for diagnosis; "
@@ -103,7 +103,7 @@ def from_checkpoint(source: Path, records: Sequence[Record], work: Path, name: s
 
 
 def from_bundle(source: Path, work: Path, name: str | None, say: Say) -> Base:
-    """The same of a verified bundle: weights and golden set byte for byte, its decisions and evaluation as they are.
+    """The same of a verified bundle: weights, golden set and guard byte for byte, decisions and evaluation as they are.
 
     The graph is traced again. UsageError if it has more than one graph; ParityError if the new graph departs.
     """
@@ -114,6 +114,9 @@ def from_bundle(source: Path, work: Path, name: str | None, say: Say) -> Base:
     weights, inputs, outputs = raw["weights"][GRAPH], raw["golden_inputs"], old.variant("fp32").golden
     for file, new in ((weights, WEIGHTS), (inputs, "golden_inputs.npz"), (outputs, "golden_fp32.npz")):
         shutil.copyfile(old.file(file), work / new)
+    if head := old.manifest.guard.head:  # fitted to these weights
+        shutil.copyfile(old.file(head), work / GUARD_FILE)
+        raw["guard"] = {**raw["guard"], "head": GUARD_FILE}
     (work / LICENCE_FILE).write_text(WEIGHTS_LICENCE, encoding="utf-8")
     tensors, config, _ = checkpoint.load(work / WEIGHTS)
     net = checkpoint.network(tensors, config, name=str(source))

@@ -13,7 +13,8 @@ from cxrvit_edge.errors import CxrVitError, InputError, Reason
 
 REJECTED = {
     "not_an_image", "is_directory", "wrong_modality", "wrong_body_part", "wrong_object", "lateral_view", "too_large",
-    "too_small", "blank", "colour", "rotated", "not_a_chest", "outside_folder",
+    "too_small", "blank", "colour", "rotated", "inverted", "not_a_chest",
+    "outside_folder",
 }  # fmt: skip
 FAILED = {
     "not_found", "no_permission", "empty_file", "truncated", "unreadable", "cannot_decode", "no_pixels", "not_finite",

@@ -42,6 +42,9 @@ VERBS = {
     "figures": """The paper's Figures 5 to 7 for given images, and the course of a patient's severity.
 
     Example: python -m train figures runs/default --data ../shared/data --out /tmp/figures""",
+    "guard": """The input guard's head of a bundle: what is no upright frontal chest radiograph is turned away.
+
+    Example: python -m train guard --data ../shared/data --negatives negatives --out runs/base""",
 }
 
 

@@ -143,6 +143,19 @@ VERBS: dict[str, dict[str, Option]] = {
         "threshold": _option(float, 0.5, "Of the severity map, for contours.", panel=_JUDGE),
         "limit": _option(int, 12, "Images (patients, for course) of each kind.", panel=_JUDGE),
     },
+    "guard": {
+        **{k: v for k, v in JUDGED.items() if k not in ("split", "severity", "lungs", "device")},
+        "negatives": _option(
+            Path | None,
+            None,
+            "Folder of images that are no frontal chest radiograph; drawn ones come on top.",
+            panel=_DATA,
+        ),
+        "bundle": _option(Path | None, None, "Bundle whose network it is fitted to; the embedded one.", panel=_JUDGE),
+        "out": _option(Path, _REQUIRED, "Bundle folder that gets it, or a .npz file.", panel=_JUDGE),
+        "share": _option(float, 0.003, "Frontal films of unseen sources turned away.", panel=_JUDGE, min=0.0, max=0.2),
+        "seed": _option(int, 0, "Of samples and weights.", panel=_JUDGE),
+    },
 }
 
 

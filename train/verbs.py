@@ -1,4 +1,4 @@
-"""What is made of data and runs beside training: summary, evaluate, figures."""
+"""What is made of data and runs beside training: summary, evaluate, figures, guard."""
 
 from __future__ import annotations
 
@@ -93,6 +93,20 @@ def figures(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: A
     )
     for path in paths:
         write(str(path))
+
+
+def guard(values: Mapping[str, Any], say: Say, write: Say) -> None:
+    import torch
+
+    from cxrvit_edge.bundle import Bundle
+    from train import guard as of
+
+    if values["threads"]:
+        torch.set_num_threads(values["threads"])
+    records, _ = selected(values)
+    bundle = Bundle.open(values["bundle"])
+    head = of.fit(records, values["negatives"], bundle, share=values["share"], seed=values["seed"], say=say)
+    write(f"{of.write(head, values['out'])}: threshold {head.threshold}")
 
 
 def _device(values: Mapping[str, Any]) -> str:

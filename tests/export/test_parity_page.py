@@ -177,7 +177,7 @@ def test_failures_and_flips_are_listed(page: Page, records: dict[str, dict[str, 
     assert f"Label: {names[first['label'][0]]} to {names[first['label'][1]]}" in listed[0][2]
     for name, (before, after) in first["flags"].items():
         assert f"Flag {names[name]}: {'on' if before else 'off'} to {'on' if after else 'off'}" in listed[0][2]
-    assert "Status: ok to no lungs found" in listed[1][2]
+    assert "Status: ok to not a whole frontal chest" in listed[1][2]
     assert re.search(r"Severity: \d\.\d\d to not measured", listed[2][2])
     assert "exported all the same" in page.text
     assert "Every image is judged as by the reference" in page.text
