@@ -62,8 +62,8 @@ def decode_raster(data: bytes, limits: Limits) -> Radiograph:
 def _decode(data: NDArray[np.uint8], container: Container) -> tuple[NDArray[Any], tuple[str, ...]]:
     """(H, W) of any depth, as stored, and warnings."""
     cv2 = quiet_cv2()
-    # Never IMREAD_REDUCED_GRAYSCALE for the pixels: equalisation sees other gray levels. Even of 15 million pixels at 1/2
-    # 0.9 % of the input departs by more than 2/255, at 1/4 9 %, and little time is won (results/reduced_jpeg.csv).
+    # Never IMREAD_REDUCED_GRAYSCALE for the pixels: equalisation sees other gray levels. Even of 15 million pixels at
+    # 1/2 0.9 % of the input departs by more than 2/255, at 1/4 9 %, and little time is won (results/reduced_jpeg.csv).
     if container.kind == "JPEG" and container.channels == 3:
         # luma is stored as such: decoding it alone, and colour at 1/2 to 1/8 for the judge, takes 3/4 of the time and a
         # third of the memory of a full colour picture
