@@ -1,10 +1,10 @@
 """Runs ended on purpose: python -m benchmarks.faults [--times 100] [--images 400] [--bundle DIR] [--record]
 
-The command over generated films, with the embedded bundle. For each fault one output folder: the command is started and
-struck so many times, half of them once some more results are written and half at any moment of a whole run, and is then
-let through. Counted: inputs without a result, inputs with more than one, results that differ from those of a run that
-nothing befell, and strikes that left a line half written. Faults: SIGKILL, SIGTERM, SIGINT, and a disk that is full
-after a random number of bytes (RLIMIT_FSIZE).
+The command over generated films, with the embedded bundle, is started and struck, half of the time once some more
+results are written and half at any moment of a whole run, until it comes through by itself or was struck so many times;
+then the folder is checked and begun anew. Counted: inputs without a result, inputs with more than one, results that
+differ from those of a run that nothing befell, and strikes that left a line half written. Faults: SIGKILL, SIGTERM,
+SIGINT, and a disk that is full after a random number of bytes (RLIMIT_FSIZE).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def strike(command: Command, out: Path, fault: str, rng: random.Random, whole: f
     else:
         with command.start(out) as process:
             if rng.random() < 0.5:
-                time.sleep(rng.uniform(0, whole))
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(0, whole))
             else:
                 least = before + rng.randrange(1, more)
                 while process.poll() is None and (path.stat().st_size if path.exists() else 0) < least:
@@ -99,7 +102,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        films = write_films(work / "in", options.images)
+        write_films(work / "in", options.images)
         command = Command(work / "in", options.bundle)
         command.through(work / "first")  # checks the session, and puts that on record
         whole = command.through(work / "expected")
@@ -107,25 +110,25 @@ def main() -> None:
         for fault in (*SIGNALS, FULL):
             times = options.times if fault == "SIGKILL" else max(1, options.times // 5)
             more = 2 * (work / "expected" / "results.jsonl").stat().st_size // times
-            out, rng, struck, torn = work / fault, random.Random(options.seed), 0, 0
-            for _ in range(times):
-                struck += strike(command, out, fault, rng, whole, max(2, more))
-                path = out / "results.jsonl"
-                data = path.read_bytes() if path.exists() else b""
-                torn += bool(data) and not data.endswith(b"\n")
-            command.through(out)
-            count = Counter(line["file"] for line in results(out))
-            found = verdicts(out)
-            row = {
-                "fault": fault,
-                "times": times,
-                "struck_before_the_end": struck,
-                "half_lines": torn,
-                "inputs": len(films),
-                "without_result": len(set(expected) - set(count)),
-                "with_several": sum(n > 1 for n in count.values()),
-                "other_result": sum(found.get(file) != verdict for file, verdict in expected.items()),
-            }
+            out, rng = work / fault, random.Random(options.seed)
+            row: dict[str, Any] = {"fault": fault, "struck": 0, "half_lines": 0, "runs_finished": 0, "results": 0}
+            row |= dict.fromkeys(("without_result", "with_several", "other_result"), 0)
+            while row["struck"] < times:
+                struck = strike(command, out, fault, rng, whole, max(2, more))
+                row["struck"] += struck
+                data = (out / "results.jsonl").read_bytes() if (out / "results.jsonl").exists() else b""
+                row["half_lines"] += bool(data) and not data.endswith(b"\n")
+                if row["struck"] == times:
+                    command.through(out)
+                elif struck:
+                    continue
+                count, found = Counter(line["file"] for line in results(out)), verdicts(out)
+                row["runs_finished"] += 1
+                row["results"] += len(expected)
+                row["without_result"] += len(set(expected) - set(count))
+                row["with_several"] += sum(n > 1 for n in count.values())
+                row["other_result"] += sum(found.get(file) != verdict for file, verdict in expected.items())
+                shutil.rmtree(out)
             rows.append(row)
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if options.record:
