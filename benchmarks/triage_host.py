@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,84 +31,97 @@ SKIPPED = 0.25  # of the results, before the steady state is timed
 def measure(options: Options) -> list[dict[str, Any]]:
     rows = []
     bundle = Bundle.open()
-    for make, kind, n in ((dicoms, "DICOM", (192, 24)), (jpegs, "JPEG", (512, 64)), (pngs, "PNG", (512, 64))):
+    for make, kind, n in ((dicoms, "DICOM", (384, 24)), (jpegs, "JPEG", (512, 64)), (pngs, "PNG", (512, 64))):
         with tempfile.TemporaryDirectory() as temporary:
             films = make(options.count(*n), Path(temporary))
             rows += compare(bundle, kind, films, Path(temporary), options.rounds(3))
     return rows
 
 
+@dataclass
+class Best:
+    """Of several rounds: images a second of the whole and in its steady state, milliseconds of processor an image."""
+
+    whole: float = 0.0
+    steady: float = 0.0
+    processor_ms: float = float("inf")
+
+    def take(self, run: Callable[[list[float]], object], n: int) -> None:
+        """Time a run that leaves the moment of each result in the list it is given."""
+        marks: list[float] = []
+        start, before = perf_counter(), processor()
+        run(marks)
+        end, used = perf_counter(), processor() - before
+        self.whole = max(self.whole, n / (end - start))
+        self.processor_ms = min(self.processor_ms, used / n * 1e3)
+        if marks and len(marks) != n:
+            raise SystemExit(f"{len(marks)} results of {n} inputs")
+        if marks:
+            first = int(SKIPPED * n)
+            self.steady = max(self.steady, (n - 1 - first) / (marks[-1] - marks[first]))
+
+
 def compare(bundle: Bundle, kind: str, films: Films, work: Path, rounds: int) -> list[dict[str, Any]]:
-    """Interleaved rounds, the best rate of each; a first round over a few files does not count."""
+    """Interleaved rounds, the best of each; a first round over a few files does not count."""
     config = PreprocessConfig.from_dict(bundle.manifest.preprocessing)
     loop: Callable[[list[Path], PreprocessConfig], None] = plain_loop if kind == "DICOM" else cv2_pool
-    iterated: list[tuple[float, float]] = []
-    written: list[tuple[float, float]] = []
-    peers: dict[str, float] = {}
-    running: set[int] = set()  # workers that were there before a run, or in it
-    started = "no workers in use"
-    for i in range(rounds + 1):
-        paths = films.paths if i else films.paths[:BATCH]
-        running.update(children())
-        kept = bool(running)
-        a = iterate(Triage(bundle, instant(bundle)), paths, running)
-        b = write(Triage(bundle, instant(bundle)), paths, work / "out")
-        if running:
-            started = "workers were already running" if kept else "worker start-up included"
-            running.clear()
-        times = {}
-        for name, threads in (("OpenCV's own threads", cores()), ("OpenCV on one thread", 1)):
-            with cv2_threads(threads):
-                start = perf_counter()
-                loop(paths, config)
-                times[name] = len(paths) / (perf_counter() - start)
-        if i:
-            iterated.append(a)
-            written.append(b)
-            peers = {name: max(rate, peers.get(name, 0.0)) for name, rate in times.items()}
-    best = max(peers, key=lambda name: peers[name])
+    n = len(films.paths)
+    ours, peers, started = {}, {}, ""
+    for paths, count in ((films.paths[:BATCH], 1), (films.paths, rounds)):
+        ours = {"iterated": Best(), "written": Best()}
+        peers = {"OpenCV's own threads": Best(), "OpenCV on one thread": Best()}
+        for _ in range(count):
+            before, seen = workers(), set[int]()
+            ours["iterated"].take(partial(iterate, Triage(bundle, instant(bundle)), paths, seen), len(paths))
+            ours["written"].take(partial(write, Triage(bundle, instant(bundle)), paths, work / "out"), len(paths))
+            shutil.rmtree(work / "out")
+            started = "start of workers included" if seen - before else "no worker had to be started"
+            for (_, best), threads in zip(peers.items(), (cores(), 1), strict=True):
+                with cv2_threads(threads):
+                    best.take(lambda _: loop(paths, config), len(paths))  # noqa: B023  called at once
+    name, peer = max(peers.items(), key=lambda pair: pair[1].whole)
     what = "plain loop of read and preprocess" if kind == "DICOM" else f"ThreadPoolExecutor({cores()}) of cv2"
-    peer = f"{what} ({best}, the better), nothing judged or written"
-    how = f"best of {rounds} rounds in turn; peer: {peer}"
     bound: dict[str, Any] = {"at_least": DICOM_BOUND if kind == "DICOM" else RASTER_BOUND}
-    common: dict[str, Any] = {"n": len(films.paths), "images": films.what}
     rows = []
-    for name, runs in (("iterated", iterated), ("written", written)):
-        whole, steady = max(run[0] for run in runs), max(run[1] for run in runs)
-        extra = "; ours writes journal, thumbnails, worklist, report" if name == "written" else ""
+    for way, best in ours.items():
+        extra = "; ours writes journal, thumbnails, worklist, report" if way == "written" else ""
+        how = (
+            f"best of {rounds} rounds in turn; processor time an image {best.processor_ms:.2f} ms (workers that go on "
+            f"left out), peer {peer.processor_ms:.2f}; peer: {what} ({name}, the better), nothing judged or written"
+        )
+        common: dict[str, Any] = {"n": n, "images": films.what}
         told = f"{started}{extra}; {how}"
-        rows.append(row(f"{kind} {name}", "images/s", whole, peers[best], note=told, **bound, **common))
-        after = f"after the first {SKIPPED:.0%} of the results; {how}"
-        rows.append(row(f"{kind} {name}, steady", "images/s", steady, peers[best], note=after, **common))
+        rows.append(row(f"{kind} {way}", "images/s", best.whole, peer.whole, note=told, **bound, **common))
+        told = f"after the first {SKIPPED:.0%} of the results; {how}"
+        rows.append(row(f"{kind} {way}, steady", "images/s", best.steady, peer.whole, note=told, **common))
     return rows
 
 
-def iterate(triage: Triage, paths: list[Path], running: set[int]) -> tuple[float, float]:
-    """Images a second of the whole, and in its steady state; the processes that worked on it are added."""
-    marks: list[float] = []
-    start = perf_counter()
+def iterate(triage: Triage, paths: list[Path], seen: set[int], marks: list[float]) -> None:
+    """seen: gets the workers that were there at the first result."""
     for _ in triage(paths):
         marks.append(perf_counter())
         if len(marks) == 1:
-            running.update(children())
-    return rates(start, marks, perf_counter(), len(paths))
+            seen.update(workers())
 
 
-def write(triage: Triage, paths: list[Path], out: Path) -> tuple[float, float]:
-    """The same for a run into a fresh folder; the steady state ends with the last result."""
-    marks: list[float] = []
-    start = perf_counter()
+def write(triage: Triage, paths: list[Path], out: Path, marks: list[float]) -> None:
     triage.run(paths, out, progress=lambda _: marks.append(perf_counter()))
-    found = rates(start, marks, perf_counter(), len(paths))
-    shutil.rmtree(out)
+
+
+def workers() -> set[int]:
+    """Child processes but the one that multiprocessing keeps for itself."""
+    found = set()
+    for pid in children():
+        with suppress(OSError):
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
     return found
 
 
-def rates(start: float, marks: list[float], end: float, n: int) -> tuple[float, float]:
-    if len(marks) != n:
-        raise SystemExit(f"{len(marks)} results of {n} inputs")
-    first = int(SKIPPED * n)
-    return n / (end - start), (n - 1 - first) / (marks[-1] - marks[first])
+def processor() -> float:
+    """Seconds of processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def plain_loop(paths: list[Path], config: PreprocessConfig) -> None:

@@ -1,14 +1,12 @@
 """Part of benchmarks/pipeline.py: peak memory of a run over few and over many inputs, children included (Linux).
 
-python -m benchmarks.triage_memory FOLDER OUT runs the child: the default bundle's own session for the first batches,
-stored outputs for the rest, so that many thousand end in minutes.
+The run uses the default bundle's own session for the first batches, stored outputs for the rest, so that many thousand
+end in minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.triage_common import DATA, InstantSession, Options, children, copies, described, dicoms, jpegs, row
+from benchmarks.triage_common import InstantSession, Options, children, copies, dicoms, jpegs, row
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.preprocess import Float32
 from cxrvit_edge.runtime.select import open_sessions
@@ -47,7 +45,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
             copies(mixed, n, work / str(n))
             peaks[n] = watch(work / str(n), work / f"out{n}")
             print(f"{n} inputs: {peaks[n].told()}", flush=True)
-        what = f"{described('real' if DATA.exists() else 'phantom', mixed)}: JPEG, one in {DICOM_EVERY} DICOM"
+        what = f"{films.what}; one in {DICOM_EVERY} of {scans.what}"
     how = (
         f"Triage.run in a fresh process, default bundle; first {REAL_BATCHES} batches in the real session, then stored "
         "outputs; peak of the summed PSS of the process and its children, looked at every "
@@ -109,7 +107,7 @@ class Peak:
 def watch(folder: Path, out: Path) -> Peak:
     """Peak of a fresh process that triages `folder`."""
     peak, start = Peak(), perf_counter()
-    command = [sys.executable, "-m", "benchmarks.triage_memory", str(folder), str(out)]
+    command = [sys.executable, "-c", "from benchmarks.triage_memory import run; run()", str(folder), str(out)]
     over = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
 
@@ -160,20 +158,14 @@ class FirstReal:
         return self._real.run(batch) if self._left >= 0 else self._stored.run(batch)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    options = parser.parse_args()
+def run() -> None:
+    """In the process that is watched, started by -c so that its workers import nothing of this. argv: folder, out."""
     import resource
 
+    folder, out = sys.argv[1:]
     bundle = Bundle.open()
     opened = open_sessions(bundle)
     by_graph = {graph: FirstReal(real, InstantSession(bundle, graph)) for graph, real in opened.by_graph.items()}
-    summary = Triage(bundle, replace(opened, by_graph=by_graph)).run(options.folder, options.out)
+    summary = Triage(bundle, replace(opened, by_graph=by_graph)).run(folder, out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    json.dump({"statuses": summary.statuses, "peak_rss_mb": peak, "pid": os.getpid()}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    json.dump({"statuses": summary.statuses, "peak_rss_mb": peak}, sys.stdout)

@@ -36,7 +36,7 @@ def torch_loop(options: Options) -> list[dict[str, Any]]:
     """Blocks of the same films through each in turn, the best block of each counts."""
     if find_spec("torch") is None:
         return [absent("triage / plain PyTorch loop", f">= {TORCH_BOUND}", "not installed: pip install torch")]
-    n, rounds = options.count(24, 8) // BATCH * BATCH or BATCH, options.rounds(4)
+    n, rounds = options.count(24, 8) // BATCH * BATCH or BATCH, options.rounds(3)
     bundle = Bundle.open()
     loop = TorchLoop(bundle, compiled=not options.quick)
     ours = {precision: open_sessions(bundle, precision=precision) for precision in ("auto", *PRECISIONS)}
