@@ -11,7 +11,8 @@ memory    peak over few and over many inputs (Linux)
 backlog   a folder of a million entries (benchmarks/backlog.py)
 
 Real films are taken from ../shared/data where it is there, else generated ones, and each row says which. A whole run
-writes results/pipeline_PART.csv; --quick and --images only print. The exit code is 1 if a bound does not hold.
+writes results/pipeline_PART.csv; --quick and --images only print. Sessions are those that `auto` takes here: run
+`cxrvit-edge build` before for those of a box that was made ready. The exit code is 1 if a bound does not hold.
 """
 
 from __future__ import annotations

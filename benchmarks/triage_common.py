@@ -18,7 +18,8 @@ import numpy as np
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.preprocess import Float32
-from cxrvit_edge.runtime import golden
+from cxrvit_edge.runtime import golden, tuning
+from cxrvit_edge.runtime.candidates import VARIANTS
 from cxrvit_edge.runtime.select import Sessions
 from cxrvit_edge.runtime.session import Outputs, Session
 
@@ -174,6 +175,13 @@ class TimedSession:
 def instant(bundle: Bundle) -> Sessions:
     by_graph = {graph: InstantSession(bundle, graph) for graph in set(bundle.manifest.views.values())}
     return Sessions("onnxruntime", "stub", "fp32", by_graph)
+
+
+def told(bundle: Bundle, sessions: Sessions) -> str:
+    """Back end, precision, and whether `build` has tuned it on this box."""
+    variant = VARIANTS[sessions.backend][sessions.precision]
+    tuned = "as tuned by build" if tuning.find(bundle, sessions.backend, variant) else "not tuned by build"
+    return f"{sessions.backend} {sessions.precision} {tuned}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.triage_common import Options, TimedSession, jpegs, row
+from benchmarks.triage_common import Options, TimedSession, jpegs, row, told
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import InputError
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
@@ -47,8 +47,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
     wall, inside = min(runs)
     batches = [size for session in timed.values() for size in session.batches]
     how = (
-        f"Triage.run with journal, worklist, report and thumbnails, sessions open before; {opened.backend} "
-        f"{opened.precision}, batches of {np.mean(batches):.2f} on average; best of {rounds} rounds in turn"
+        f"Triage.run with journal, worklist, report and thumbnails, sessions open before; "
+        f"{told(bundle, opened)}, batches of {np.mean(batches):.2f} on average; best of {rounds} rounds in turn"
     )
     return [
         row(

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.triage_common import Options, absent, dicoms, jpegs, row
+from benchmarks.triage_common import Options, absent, dicoms, jpegs, row, told
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
-from cxrvit_edge.runtime.select import Sessions, open_sessions
+from cxrvit_edge.runtime.select import BACKENDS, Sessions, open_sessions
 from cxrvit_edge.runtime.session import Outputs
 from cxrvit_edge.triage import Triage
 
@@ -52,8 +52,8 @@ def torch_loop(options: Options) -> list[dict[str, Any]]:
         for name in list(runs)[1:]:
             chosen = f"{ours[name].backend} {ours[name].precision}"
             note = (
-                f"Triage.run into a fresh folder, {chosen}; peer: {loop.told}, batch {BATCH}, {cores()} threads, "
-                f"logits kept, nothing judged or written; best of {rounds} blocks in turn, both warm"
+                f"Triage.run into a fresh folder, {told(bundle, ours[name])}; peer: {loop.told}, batch {BATCH}, "
+                f"{cores()} threads, logits kept, nothing judged or written; best of {rounds} blocks in turn, both warm"
             )
             title = f"{kind}: triage {name}{f' ({chosen})' if name == 'auto' else ''} / plain PyTorch loop"
             figures: dict[str, Any] = {"n": n, "images": films.what, "at_least": TORCH_BOUND}
@@ -130,36 +130,39 @@ def pixels(path: Path) -> Any:
 
 
 def openvino(options: Options) -> list[dict[str, Any]]:
-    """The same pipeline around ONNX Runtime's sessions and around OpenVINO's, blocks in turn."""
-    names = [f"{precision}: triage / triage on OpenVINO" for precision in PRECISIONS]
+    """The same pipeline around the tool's sessions and around OpenVINO's, blocks in turn."""
     if find_spec("openvino") is None:
-        return [absent(name, f"<= {OPENVINO_BOUND}", "not installed: pip install openvino") for name in names]
-    n, rounds = options.count(24, 8), options.rounds(6)
+        name, why = "triage / triage on OpenVINO", "not installed: pip install openvino"
+        return [absent(f"{precision}: {name}", f"<= {OPENVINO_BOUND}", why) for precision in PRECISIONS]
+    n, rounds = options.count(24, 8), options.rounds(5)
     bundle = Bundle.open()
-    ours = {precision: open_sessions(bundle, precision=precision) for precision in PRECISIONS}
-    theirs = {precision: openvino_sessions(bundle, ours[precision]) for precision in PRECISIONS}
-    auto = open_sessions(bundle)
+    ours = {
+        f"{precision}: {backend}": open_sessions(bundle, backend=backend, precision=precision)
+        for precision in PRECISIONS
+        for backend in ("onnxruntime", "openvino")
+        if backend in BACKENDS
+    }
+    ours["auto"] = open_sessions(bundle)
+    theirs = {p: openvino_sessions(bundle, ours[f"{p}: onnxruntime"]) for p in PRECISIONS}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         films = jpegs(n, work)
-        runs = {}
-        for precision in PRECISIONS:
-            for name, sessions in ((precision, ours[precision]), (f"{precision} openvino", theirs[precision])):
-                runs[name] = written(Triage(bundle, sessions), films.paths, work / "out")
-        runs["auto"] = written(Triage(bundle, auto), films.paths, work / "out")
+        both = {**ours, **theirs}
+        runs = {name: written(Triage(bundle, both[name]), films.paths, work / "out") for name in both}
         best = interleaved(runs, rounds)
     rows = []
-    fastest = min(PRECISIONS, key=lambda precision: best[f"{precision} openvino"])
-    pairs = [(name, p, p, f"{ours[p].backend} {p}") for name, p in zip(names, PRECISIONS, strict=True)]
-    chosen = f"{auto.backend} {auto.precision}"
-    pairs.append((f"auto ({chosen}): triage / triage on OpenVINO's best", "auto", fastest, chosen))
-    for name, own, precision, what in pairs:
+    fastest = min(PRECISIONS, key=lambda precision: best[precision])
+    for name, sessions in ours.items():
+        precision = fastest if name == "auto" else sessions.precision
         note = (
-            f"Triage.run into a fresh folder, {what}; peer: the same on OpenVINO {version('openvino')} {precision}, "
-            f"same ONNX, f32 hint, {cores()} threads, compiled for each batch size; best of {rounds} blocks in turn"
+            f"Triage.run into a fresh folder, {told(bundle, sessions)}; peer: the same on OpenVINO "
+            f"{version('openvino')} {precision}{', its faster' if name == 'auto' else ''}, same ONNX, f32 hint, "
+            f"{cores()} threads, compiled for each batch size; best of {rounds} blocks in turn"
         )
         figures: dict[str, Any] = {"n": n, "images": films.what, "at_most": OPENVINO_BOUND}
-        rows.append(row(name, "s", best[own], best[f"{precision} openvino"], note=note, **figures))
+        shown = f"auto ({sessions.backend} {sessions.precision})" if name == "auto" else name
+        title = f"{shown} / OpenVINO {precision} in the same pipeline"
+        rows.append(row(title, "s", best[name], best[precision], note=note, **figures))
     return rows
 
 
