@@ -14,6 +14,7 @@ from small_bundle import Exported
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.guard_head import Expert, Head, head_of, read_head
+from export import base
 from train import guard, guard_drawn
 from train.data import manifest
 from train.data.record import Record
@@ -21,7 +22,7 @@ from train.guard_films import part, turned, vary
 from train.guard_samples import Amounts, negatives
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-FEW = Amounts(frontal=2, phantoms=4, drawn=3, lateral=6, real=1, runs=1, run_negatives=2)
+FEW = Amounts(frontal=1, phantoms=2, drawn=1, lateral=2, real=1, runs=1, run_negatives=2)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_head_is_fitted_and_is_the_same_again(
     assert any(line.startswith("here left out, 6 films") for line in said)
     films = next(line for line in said if line.startswith("films: frontal"))
     frontal = 12 - 1 - 4  # one may not be learned from, four are val
-    assert films.startswith(f"films: frontal {frontal * 3 + 4 * 3}, lateral 6, turned {(frontal + 4) * 6}")
+    assert films.startswith(f"films: frontal {frontal * 2 + 2 * 3}, lateral 2, turned {(frontal + 2) * 6}")
 
     folder = tmp_path / "bundle"
     shutil.copytree(exported.bundle, folder)
@@ -70,6 +71,12 @@ def test_a_head_is_fitted_and_is_the_same_again(
     assert again.manifest.guard.head == guard.FILE
     assert head_of(again) is not None
     assert {**again.manifest.raw, "guard": 0, "files": 0} == {**bundle.manifest.raw, "guard": 0, "files": 0}
+
+    work = tmp_path / "exported again"
+    work.mkdir()
+    made = base.from_bundle(folder, work, None, said.append)
+    assert made.raw["guard"] == again.manifest.raw["guard"]
+    assert (work / guard.FILE).read_bytes() == (folder / guard.FILE).read_bytes()
 
 
 def test_what_cannot_be_fitted_is_told(data: Path, exported: Exported, records: list[Record], tmp_path: Path) -> None:
