@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cxrvit_edge.errors import CxrVitError, ParityError
+from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
 
 FAILED, WRONG_USE, NO_PARITY, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 class Backend(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
+    openvino = "openvino"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
     torch = "torch"
@@ -56,16 +58,30 @@ def triage(
     backend: Annotated[Backend, typer.Option(help="What runs the network.")] = Backend.auto,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = Precision.auto,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Images a batch; by default what is ready.")
+        int | None, typer.Option(min=1, metavar="N", help="Images a batch, full ones; by default what is ready.")
     ] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="One image at a time: the first result soonest.")] = False,
+    throughput: Annotated[bool, typer.Option("--throughput", help="Full batches: the most images a second.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads that read files; by default one a core.")
+        int | None, typer.Option(min=1, metavar="N", help="Files read at once; by default one a core.")
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with what comes, until Ctrl-C.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Drop the results that are in DIR and start anew.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Repeat the check against the golden outputs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Trust no record: repeat the golden check, compare files by hash.")
+    ] = False,
     views: Annotated[
         str | None, typer.Option(metavar="FILE.csv", help="Columns file,view: comes before what headers say.")
     ] = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write Chrome trace events: what each thread did when.")
+    ] = None,
+    follow_links: Annotated[bool, typer.Option("--follow-links", help="Also links that leave PATH.")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, metavar="N", help="Larger pictures are rejected.")] = 100_000_000,
+    max_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Larger files are rejected.")] = 536_870_912,
+    max_frames: Annotated[int, typer.Option(min=1, metavar="N", help="More frames are rejected.")] = 1000,
+    max_depth: Annotated[int, typer.Option(min=1, metavar="N", help="Deeper DICOM sequences are rejected.")] = 32,
+    decode_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="A decoder is ended after so long.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
 ) -> None:
@@ -75,8 +91,9 @@ def triage(
     DIR then holds results.jsonl, worklist.csv and report.html. Run again, it goes on where it was.
 
     \b
-    Example:
+    Examples:
       cxrvit-edge triage examples/ --out triage-out
+      cxrvit-edge triage /mnt/incoming --out triage-out --watch
 
     \b
     Exit code:
@@ -88,8 +105,11 @@ def triage(
     with _errors_told():
         from cxrvit_edge import discover
         from cxrvit_edge.progress import ProgressLine, told
+        from cxrvit_edge.radiograph import Limits
         from cxrvit_edge.triage import Triage
 
+        if latency and throughput:
+            raise UsageError("--latency and --throughput: leave one of them out")
         discover.require(paths, out)
         engine = Triage.open(
             bundle,
@@ -97,11 +117,21 @@ def triage(
             precision=precision.value,
             batch_size=batch_size,
             workers=workers,
+            mode="latency" if latency else "throughput" if throughput else "auto",
             verify=verify,
+            limits=Limits(
+                max_pixels=max_pixels,
+                max_bytes=max_bytes,
+                max_frames=max_frames,
+                max_depth=max_depth,
+                decode_seconds=decode_seconds,
+            ),
             views=views,
+            follow_links=follow_links,
         )
-        with ProgressLine(paths, out, shown=not quiet and sys.stderr.isatty()) as line:
-            summary = engine.run(paths, out, fresh=fresh, progress=line.update)
+        shown = not quiet and sys.stderr.isatty()
+        with ProgressLine(paths, out, shown=shown, counted=not watch, follow_links=follow_links) as line:
+            summary = engine.run(paths, out, fresh=fresh, verify=verify, watch=watch, trace=trace, progress=line.update)
         if not quiet:
             typer.echo(told(summary), err=True)
         if as_json:
@@ -112,6 +142,8 @@ def triage(
 
 class EngineBackend(str, Enum):
     auto = "auto"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
 
@@ -125,7 +157,7 @@ def build(
         list[str] | None, typer.Option("--target", metavar="SM", help="RTX target such as sm86; needs no GPU.")
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option("--precision", metavar="P", help="fp16 or int8; by default all there are.")
+        list[str] | None, typer.Option("--precision", metavar="P", help="fp32, fp16 or int8; by default all there are.")
     ] = None,
     backend: Annotated[EngineBackend, typer.Option(help="What compiles.")] = EngineBackend.auto,
     batch_size: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Largest batch.")] = 4,
@@ -134,7 +166,7 @@ def build(
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
 ) -> None:
-    """Compile the bundle's GPU variants to engines, and prove them on this box's GPU where there is one.
+    """Make this box ready: compile engines for its GPU, or without one find the settings its processor is fastest with.
 
     Without --target engines are for this box and go to the user's cache; with it they are compiled ahead of time, go
     into the bundle, and are looked up there. --target and --precision may be given several times.
@@ -229,6 +261,7 @@ def _common(
 def main() -> None:
     """Entry point of the command `cxrvit-edge`."""
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
     app()
 
 
@@ -238,6 +271,12 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(*_: object) -> NoReturn:
     raise _Terminated
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Ctrl-C: the first ends the run cleanly, the second at once; either may come again as results are kept."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    raise KeyboardInterrupt
 
 
 @contextmanager

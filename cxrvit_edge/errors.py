@@ -46,6 +46,8 @@ class Reason(str, Enum):
     CANNOT_DECODE = "cannot_decode"
     NO_PIXELS = "no_pixels"
     NOT_FINITE = "not_finite"
+    TIMED_OUT = "timed_out"
+    DECODER_DIED = "decoder_died"
     INTERNAL = "internal"
 
     @property

@@ -23,8 +23,19 @@ class ProgressLine:
     The inputs are counted in a thread of its own while the first are at work; the total shows once it is known.
     """
 
-    def __init__(self, paths: Sequence[StrPath], out: StrPath, *, shown: bool, stream: TextIO | None = None) -> None:
-        self._paths, self._out, self._shown = paths, out, shown
+    def __init__(
+        self,
+        paths: Sequence[StrPath],
+        out: StrPath,
+        *,
+        shown: bool,
+        counted: bool = True,
+        follow_links: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        """counted: whether there is a total to be known, as there is none when watching."""
+        self._paths, self._out, self._shown, self._counted = paths, out, shown, counted
+        self._follow_links = follow_links
         self._stream = stream or sys.stderr
         self._total: int | None = None
         self._stop = threading.Event()
@@ -33,14 +44,15 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         self._start = time.monotonic()
-        if self._shown:
+        if self._shown and self._counted:
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         if self._shown:
-            self._thread.join()
+            if self._counted:
+                self._thread.join()
             if self._drawn:
                 self._write("\r" + " " * (_columns() - 1) + "\r")
 
@@ -54,7 +66,7 @@ class ProgressLine:
 
     def _count(self) -> None:
         total = 0
-        for _ in discover(self._paths, leave_out=self._out):
+        for _ in discover(self._paths, leave_out=self._out, follow_links=self._follow_links):
             if self._stop.is_set():
                 return
             total += 1
@@ -99,6 +111,7 @@ def _told(summary: Summary) -> Iterator[str]:
         yield f"{_count(run.done, 'input')} in {_duration(run.seconds)}, {speed:.1f} a second, {with_what}"
         stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in run.stage_ms.items())
         yield f"mean milliseconds an input: {stages}"
+        yield from summary.ledger.told()
     for note in run.notes:
         yield f"note: {note}"
     for path in (summary.worklist, summary.report, summary.results):

@@ -26,9 +26,9 @@ class Identifiers:
 class Limits:
     """What a file may ask of the box before it is turned away.
 
-    max_pixels, max_bytes, min_side, max_frames and max_depth are read from sizes and headers, before pixels are decoded;
-    more than them is `rejected` as too_large (under min_side, too_small). decode_seconds is the time from opening a file
-    to its pixels; a decoder that takes longer is ended and its file is `failed`.
+    max_pixels, max_bytes, min_side, max_frames and max_depth are read from sizes and headers, before pixels are
+    decoded; more than them is `rejected` as too_large (under min_side, too_small). decode_seconds is the time that a
+    worker process may take for a file; a decoder that takes longer is ended and its file is `failed`.
     """
 
     max_pixels: int = 100_000_000  # of one frame: about 10,000 x 10,000; the largest detectors give 18 million

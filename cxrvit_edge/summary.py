@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.journal import RESULTS
+from cxrvit_edge.ledger import Ledger
 from cxrvit_edge.report.run import Run
 
 WORKLIST, REPORT, THUMBNAILS = "worklist.csv", "report.html", "thumbnails"
@@ -27,18 +27,18 @@ class Progress:
 
 
 class Tally:
-    """Figures of a run while it goes. failed: (file, message) of the first failures."""
+    """Figures of a run while it goes. total: milliseconds by stage; failed: (file, message) of the first failures."""
 
     def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
         self._progress = progress
-        self._ms: dict[str, float] = {}
+        self.total: dict[str, float] = {}
         self.done = self.resumed = self.failures = 0
         self.failed: list[tuple[str, str]] = []
 
     def add(self, finding: Finding) -> None:
         self.done += 1
         for stage, ms in finding.timings_ms.items():
-            self._ms[stage] = self._ms.get(stage, 0.0) + ms
+            self.total[stage] = self.total.get(stage, 0.0) + ms
         if finding.status == "failed":
             self.failures += 1
             if len(self.failed) < FIRST and finding.reason:
@@ -53,7 +53,7 @@ class Tally:
 
     def mean(self) -> dict[str, float]:
         """Milliseconds an input by stage."""
-        return {stage: round(ms / self.done, 3) for stage, ms in self._ms.items()}
+        return {stage: round(ms / self.done, 3) for stage, ms in self.total.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Summary:
     """What a run left in its folder.
 
     inputs: lines of the worklist, those of earlier runs included; statuses, priorities: how many of each among them.
-    failures: inputs met in this run that failed; failed: (file, message) of the first few.
+    failures: inputs met in this run that failed; failed: (file, message) of the first few; ledger: where its time went.
     """
 
     run: Run
@@ -70,6 +70,7 @@ class Summary:
     statuses: dict[str, int]
     priorities: dict[str, int]
     failures: int
+    ledger: Ledger
     failed: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -92,24 +93,30 @@ class Summary:
             "failures": self.failures,
             "failed": [{"file": file, "message": message} for file, message in self.failed],
             "run": {**vars(self.run), "notes": list(self.run.notes)},
+            "ledger": self.ledger.to_dict(),
             "results": self.results.as_posix(),
             "worklist": self.worklist.as_posix(),
             "report": self.report.as_posix(),
         }
 
 
-def summarise(run: Run, findings: Iterable[Finding], tally: Tally, order: Sequence[str], out: Path) -> Summary:
-    """Summary of a worklist's findings; `order` names the priorities that are counted even if there are none."""
-    statuses, priorities = Counter(dict.fromkeys(STATUSES, 0)), Counter(dict.fromkeys(order, 0))
-    for finding in findings:
-        statuses[finding.status] += 1
-        priorities[finding.priority] += 1
+def summarise(
+    run: Run,
+    statuses: Mapping[str, int],
+    priorities: Mapping[str, int],
+    tally: Tally,
+    order: Sequence[str],
+    out: Path,
+    ledger: Ledger,
+) -> Summary:
+    """Summary of a worklist that has so many of each; `order` names the priorities that are told even if none has."""
     return Summary(
         run=run,
         out=out,
         inputs=sum(statuses.values()),
-        statuses=dict(statuses),
-        priorities=dict(priorities),
+        statuses={**dict.fromkeys(STATUSES, 0), **statuses},
+        priorities={**dict.fromkeys(order, 0), **priorities},
         failures=tally.failures,
+        ledger=ledger,
         failed=tuple(tally.failed),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.discover import Found, StrPath, discover, require
@@ -14,13 +17,17 @@ from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
+from cxrvit_edge.ledger import Ledger, Mode
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.radiograph import Limits, View
 from cxrvit_edge.report.run import Run
-from cxrvit_edge.runtime.measure import batch_of
 from cxrvit_edge.runtime.select import Sessions, open_sessions
 from cxrvit_edge.summary import REPORT, THUMBNAILS, WORKLIST, Progress, Summary, Tally, summarise
+from cxrvit_edge.trace import NoTrace, open_trace
 from cxrvit_edge.view_table import ViewTable
+from cxrvit_edge.watch import Watch
+
+REFRESH = 10.0  # seconds between two writings of the worklist while watching; more where it takes long
 
 
 class Triage:
@@ -33,21 +40,31 @@ class Triage:
         *,
         batch_size: int | None = None,
         workers: int | None = None,
+        mode: Mode = "auto",
         limits: Limits | None = None,
         views: StrPath | None = None,
+        follow_links: bool = False,
     ) -> None:
-        """batch_size: None takes what is ready; workers: reader threads, None is one a core; views: CSV of views.
+        """batch_size: images a batch, None the session's own; workers: reader threads, None one a core.
 
-        UsageError for a number under 1 or a table of views that cannot be used.
+        mode: auto runs what is ready, throughput full batches, latency one at a time; a batch size asked for means
+        throughput. views: CSV of views; follow_links: also links that lead out of the PATHs.
+        UsageError for a number under 1, a mode unknown or against the batch size, or a table that cannot be used.
         """
         for name, value in (("batch size", batch_size), ("workers", workers)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}: must be at least 1")
+        if mode not in ("auto", "latency", "throughput"):
+            raise UsageError(f"mode is {mode!r}: choose auto, latency or throughput")
+        if mode == "latency" and (batch_size or 1) > 1:
+            raise UsageError(f"--latency runs one image at a time, --batch-size is {batch_size}: leave one of them out")
         self.bundle, self.sessions = bundle, sessions
-        self._batch_size = batch_size
+        self._most = 1 if mode == "latency" else batch_size or sessions.batch_size
+        self._mode: Mode = "throughput" if batch_size and mode == "auto" else mode
         self._workers = workers or cores()
         self._limits = limits or Limits()
         self._views = None if views is None else ViewTable(os.fspath(views))
+        self._follow_links = follow_links
         name = f"{bundle.manifest.name}@{bundle.sha256[:12]}"
         self.owner = Owner(name, sessions.backend, sessions.precision)
 
@@ -60,9 +77,11 @@ class Triage:
         precision: str = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        mode: Mode = "auto",
         verify: bool = False,
         limits: Limits | None = None,
         views: StrPath | None = None,
+        follow_links: bool = False,
     ) -> Triage:
         """Open a bundle (None is the embedded one) and sessions that have reproduced its golden outputs here.
 
@@ -70,11 +89,20 @@ class Triage:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else os.fspath(bundle))
         sessions = open_sessions(opened, backend=backend, precision=precision, verify=verify)
-        return cls(opened, sessions, batch_size=batch_size, workers=workers, limits=limits, views=views)
+        return cls(
+            opened,
+            sessions,
+            batch_size=batch_size,
+            workers=workers,
+            mode=mode,
+            limits=limits,
+            views=views,
+            follow_links=follow_links,
+        )
 
     def __call__(self, paths: StrPath | Iterable[StrPath]) -> Iterator[Finding]:
         """A Finding for each input under `paths`, in the order in which they are done; nothing is written."""
-        return self._pipeline(None).run(discover(_several(paths)))
+        return self._pipeline(None).run(discover(_several(paths), follow_links=self._follow_links))
 
     def run(
         self,
@@ -82,99 +110,217 @@ class Triage:
         out: StrPath,
         *,
         fresh: bool = False,
+        verify: bool = False,
+        watch: bool = False,
+        trace: StrPath | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Summary:
         """Triage `paths` into the folder `out`: results.jsonl, worklist.csv, report.html, thumbnails.
 
         Results of an earlier run of the same bundle, back end and precision stand while size and time of the file are
-        unchanged, unless it failed; `fresh` drops them all. UsageError if no path exists or holds a file, if `out`
-        belongs to another bundle, back end or precision, is in use by another process, or cannot be written.
+        unchanged, and with `verify` its hash too, unless it failed; `fresh` drops them all. watch: go on with what
+        comes until KeyboardInterrupt, which then ends the run as it should; the worklist is renewed in between. trace:
+        file for Chrome trace events. UsageError if no path exists or holds a file, if `out` belongs to another bundle,
+        back end or precision, is in use by another process, or cannot be written.
         """
         paths, out = _several(paths), Path(out)
         require(paths, out)
+        events = open_trace(trace)
         try:
-            return self._write(paths, out, fresh, progress)
+            return _Run(self, paths, out, progress, events).write(fresh=fresh, verify=verify, watch=watch)
         except OSError as error:
             where = error.filename if isinstance(error.filename, str) else out
             cause = error.strerror or type(error).__name__
             hint = "see to that or give another --out; what was done is kept, run again to go on"
             raise UsageError(f"{where}: cannot be written ({cause}); {hint}") from error
+        finally:
+            events.close()
 
-    def _write(
-        self, paths: list[StrPath], out: Path, fresh: bool, progress: Callable[[Progress], None] | None
-    ) -> Summary:
-        from cxrvit_edge.report.html import write_report
-        from cxrvit_edge.report.worklist import urgency, write_worklist
-
-        started, start = datetime.now(timezone.utc), perf_counter()
-        manifest = self.bundle.manifest
-        with Journal(out, self.owner, fresh=fresh) as journal:
-            if fresh:
-                _remove_outputs(out)
-            tally = Tally(progress)
-            for finding in self._pipeline(out / THUMBNAILS).run(self._unfinished(paths, out, journal, tally)):
-                journal.append(finding)
-                tally.add(finding)
-            notes = (*self.sessions.notes, *_notes(journal))
-            journal.compact()
-            keys = sorted(urgency(finding, manifest) for finding in journal.findings())
-            ordered = journal.findings([key[-1] for key in keys])
-            run = Run(
-                bundle=manifest.name,
-                bundle_sha256=self.bundle.sha256,
-                backend=self.sessions.backend,
-                backend_version=self.sessions.version,
-                precision=self.sessions.precision,
-                started=started.isoformat(timespec="seconds"),
-                seconds=round(perf_counter() - start, 3),
-                done=tally.done,
-                resumed=tally.resumed,
-                stage_ms=tally.mean(),
-                notes=notes,
+    def _pipeline(self, pictures: Path | None, trace: NoTrace | None = None) -> Pipeline:
+        return Pipeline(
+            Plan(
+                bundle=self.bundle,
+                sessions=self.sessions,
+                owner=self.owner,
+                workers=self._workers,
+                most=self._most,
+                mode=self._mode,
+                limits=self._limits,
+                view_of=self._views,
+                pictures=pictures,
+                trace=trace or NoTrace(),
             )
-            write_worklist(out / WORKLIST, ordered, manifest)
-            write_report(out / REPORT, ordered, run, manifest, out / THUMBNAILS)
-            summary = summarise(run, ordered, tally, manifest.priority.order, out)
-        if not tally.done and not tally.resumed:
-            where = ", ".join(os.fspath(path) for path in paths)
+        )
+
+
+class _Run:
+    """One run into a folder. The journal is asked by the feeder's thread and written by the caller's: in turns."""
+
+    def __init__(
+        self,
+        triage: Triage,
+        paths: list[StrPath],
+        out: Path,
+        progress: Callable[[Progress], None] | None,
+        trace: NoTrace,
+    ) -> None:
+        self._triage, self._paths, self._out, self._trace = triage, paths, out, trace
+        self._tally = Tally(progress)
+        self._turn = threading.Lock()
+        self._started, self._start = datetime.now(timezone.utc), perf_counter()
+        self._journalling = 0.0
+        self._verify = False
+        self._wrote, self._pause, self._dirty = monotonic(), REFRESH, True
+        self._notes: Callable[[], tuple[str, ...]] = tuple
+
+    def write(self, *, fresh: bool, verify: bool, watch: bool) -> Summary:
+        self._verify = verify
+        with Journal(self._out, self._triage.owner, fresh=fresh) as journal:
+            if fresh:
+                _remove_outputs(self._out)
+            pipeline = self._triage._pipeline(self._out / THUMBNAILS, self._trace)
+            try:
+                self._take(pipeline, journal, watch)
+            except KeyboardInterrupt:
+                if not watch:
+                    raise
+            summary = self._outputs(pipeline, journal)
+        if not self._tally.done and not self._tally.resumed and not watch:
+            where = ", ".join(os.fspath(path) for path in self._paths)
             raise UsageError(f"no files under {where}; check that this is the folder with the radiographs")
         return summary
 
-    def _pipeline(self, pictures: Path | None) -> Pipeline:
-        most = self._batch_size or batch_of(self.sessions.backend)
-        plan = Plan(
-            bundle=self.bundle,
-            sessions=self.sessions,
-            owner=self.owner,
-            workers=self._workers,
-            most=most,
-            batch_size=self._batch_size,
-            limits=self._limits,
-            view_of=self._views,
-            pictures=pictures,
-        )
-        return Pipeline(plan)
+    def _take(self, pipeline: Pipeline, journal: Journal, watch: bool) -> None:
+        inputs: Iterable[Found] = self._unfinished(journal)
+        if watch:
+            watching = Watch(
+                self._paths,
+                leave_out=self._out,
+                stands=lambda found: self._stands(found, journal),
+                passed=lambda _: self._tally.resume(),
+                follow_links=self._triage._follow_links,
+            )
+            inputs, self._notes = watching, lambda: watching.notes
 
-    def _unfinished(self, paths: list[StrPath], out: Path, journal: Journal, tally: Tally) -> Iterator[Found]:
-        for found in discover(paths, leave_out=out):
+        def idle() -> None:
+            if isinstance(inputs, Watch):
+                self._refresh(pipeline, journal, at_rest=inputs.idle)
+
+        with closing(pipeline.run(inputs, idle)) as findings:
+            for finding in findings:
+                before = perf_counter()
+                with self._turn:
+                    journal.append(finding)
+                after = perf_counter()
+                self._journalling += after - before
+                self._trace.span(finding.file, "append", before, after, "journal")
+                self._tally.add(finding)
+                self._dirty = True
+                if watch:
+                    self._refresh(pipeline, journal, at_rest=False)
+
+    def _refresh(self, pipeline: Pipeline, journal: Journal, at_rest: bool) -> None:
+        """The worklist and the report anew, when nothing more is coming at once, or when they are old."""
+        now = monotonic()
+        if self._dirty and now - self._wrote >= (min(1.0, self._pause) if at_rest else self._pause):
+            self._outputs(pipeline, journal, compact=False)
+            self._wrote, self._dirty = monotonic(), False
+            self._pause = max(REFRESH, 10 * (self._wrote - now))
+
+    def _outputs(self, pipeline: Pipeline, journal: Journal, compact: bool = True) -> Summary:
+        from cxrvit_edge.report.html import write_report
+        from cxrvit_edge.report.worklist import ranked, write_worklist
+
+        triage, tally, out = self._triage, self._tally, self._out
+        manifest, ledger = triage.bundle.manifest, self._ledger(pipeline)
+        with self._turn:
+            notes = (*triage.sessions.notes, *_notes(journal), *self._notes(), *self._trace.notes)
+            if compact:
+                journal.compact()
+            files = journal.files()
+            rank = ranked(files, journal.findings(files), manifest)
+            ordered = journal.findings(rank.files)
+            run = Run(
+                bundle=manifest.name,
+                bundle_sha256=triage.bundle.sha256,
+                backend=triage.sessions.backend,
+                backend_version=triage.sessions.version,
+                precision=triage.sessions.precision,
+                started=self._started.isoformat(timespec="seconds"),
+                seconds=round(perf_counter() - self._start, 3),
+                done=tally.done,
+                resumed=tally.resumed,
+                stage_ms=tally.mean(),
+                notes=(*notes, *ledger.advice()),
+            )
+            write_worklist(out / WORKLIST, ordered, manifest)
+            write_report(out / REPORT, ordered, run, manifest, out / THUMBNAILS, (rank.statuses, rank.priorities))
+        return summarise(run, rank.statuses, rank.priorities, tally, manifest.priority.order, out, ledger)
+
+    def _ledger(self, pipeline: Pipeline) -> Ledger:
+        triage, clock = self._triage, pipeline.clock
+        return Ledger(
+            wall=perf_counter() - clock.start,
+            images=self._tally.done,
+            workers=triage._workers,
+            cores=cores(),
+            stages={stage: ms / 1e3 for stage, ms in self._tally.total.items()},
+            run=clock.run,
+            starved=clock.starved,
+            blocked=clock.blocked,
+            held=clock.held,
+            journal=self._journalling,
+            batches=clock.batches,
+            batch_size=triage._most,
+            mode=triage._mode,
+            precision=triage.sessions.precision,
+            gpu=triage.sessions.backend.startswith("tensorrt"),
+        )
+
+    def _unfinished(self, journal: Journal) -> Iterator[Found]:
+        for found in discover(self._paths, leave_out=self._out, follow_links=self._triage._follow_links):
             if self._stands(found, journal):
-                tally.resume()
+                self._tally.resume()
             else:
                 yield found
 
     def _stands(self, found: Found, journal: Journal) -> bool:
         """Whether an earlier result still holds: not failed, and file and table of views are as they were."""
-        entry = journal.get(found.file)
+        if found.problem is not None:
+            return False
+        with self._turn:
+            entry = journal.get(found.file)
         if entry is None or entry.status == "failed":
             return False
+        size, mtime_ns = found.size, found.mtime_ns
+        if size is None or mtime_ns is None:
+            try:
+                now = os.stat(found.path)  # noqa: PTH116  there may be a million
+            except (OSError, ValueError):
+                return False
+            size, mtime_ns = now.st_size, now.st_mtime_ns
+        if (size, mtime_ns) != (entry.size, entry.mtime_ns):
+            return False
+        views = self._triage._views
+        view: View | None = views(found) if views and entry.status == "ok" else None
+        if view not in (None, entry.view):
+            return False
+        return not self._verify or self._same(found, journal)
+
+    def _same(self, found: Found, journal: Journal) -> bool:
+        """Whether the file's content is what was judged; one that was too large to be hashed then is not hashed now."""
+        with self._turn:
+            recorded = journal.sha256(found.file)
+        if recorded is None:
+            return True
+        digest = hashlib.sha256()
         try:
-            now = os.stat(found.path)  # noqa: PTH116  there may be a million
-        except (OSError, ValueError):
+            with open(found.path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError:
             return False
-        if (now.st_size, now.st_mtime_ns) != (entry.size, entry.mtime_ns):
-            return False
-        view: View | None = self._views(found) if self._views and entry.status == "ok" else None
-        return view in (None, entry.view)
+        return digest.hexdigest() == recorded
 
 
 def _notes(journal: Journal) -> Iterator[str]:

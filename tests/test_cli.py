@@ -18,6 +18,7 @@ import cxrvit_edge
 from cxrvit_edge import progress
 from cxrvit_edge.cli import app
 from cxrvit_edge.errors import EngineError, ParityError
+from cxrvit_edge.ledger import Ledger
 from cxrvit_edge.report.run import RESEARCH_USE, Run
 from cxrvit_edge.runtime.select import Sessions
 from cxrvit_edge.summary import Progress, Summary
@@ -90,7 +91,8 @@ def test_triage_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", shown, re.MULTILINE)) == {
         *("--out", "--bundle", "--backend", "--precision", "--batch-size", "--workers", "--fresh", "--verify"),
-        *("--views", "--json", "--quiet", "--help"),
+        *("--views", "--json", "--quiet", "--help", "--latency", "--throughput", "--watch", "--trace"),
+        *("--follow-links", "--max-pixels", "--max-bytes", "--max-frames", "--max-depth", "--decode-seconds"),
     }
     assert "cxrvit-edge triage examples/ --out triage-out" in shown
 
@@ -319,7 +321,7 @@ def test_doctor_says_what_keeps_triage_from_running(
     assert report["bundle"]["verified"] and not report["ok"]
     assert report["problems"] == ["no back end runs this bundle here; see below"]
     backends = {backend["name"]: backend for backend in report["backends"]}
-    assert set(backends) == {"onnxruntime", "tensorrt", "tensorrt-rtx", "torch"}
+    assert set(backends) == {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch"}
     assert all(backend["why"] and not backend["runs"] for backend in backends.values())
     assert report["decoders"]["JPEG-LS Lossless Image Compression"] == "pyjpegls"
     assert report["cache"] == {"path": str(tmp_path / "cache" / "cxrvit-edge"), "writable": True}
@@ -369,7 +371,11 @@ def test_progress_is_drawn_over_itself_and_wiped(films: Path, tmp_path: Path, mo
 
 def test_closing_words_name_the_first_failures() -> None:
     run = Run("fake", "0" * 64, "fake", "1", "fp32", "2026-01-01T00:00:00+00:00", 4.0, 8, 2, {"read": 1.2, "run": 7.0})
-    summary = Summary(run, Path("out"), 10, {"ok": 3, "failed": 7}, {"urgent": 1}, 7, (("a\n.png", "why"),))
+    stages = {"read": 0.4, "decode": 1.0, "preprocess": 0.6}
+    ledger = Ledger(
+        wall=4.0, images=8, workers=2, cores=2, stages=stages, run=3.0, starved=0.8, batches=4, batch_size=2
+    )
+    summary = Summary(run, Path("out"), 10, {"ok": 3, "failed": 7}, {"urgent": 1}, 7, ledger, (("a\n.png", "why"),))
     assert progress.told(summary).splitlines() == [
         "failed: a?.png: why",
         "failed: 6 more, see the worklist",
@@ -377,6 +383,9 @@ def test_closing_words_name_the_first_failures() -> None:
         "priority: 1 urgent",
         "8 inputs in 4.0 s, 2.0 a second, fake fp32",
         "mean milliseconds an input: read 1, run 7",
+        "time: network 75 %, waiting for films 20 %, waiting for results to be taken 0 %, other 5 %",
+        "2 readers: busy 25 % (read 20 %, decode 50 %, preprocess 30 %), waiting for room 0 %",
+        "batches: 4, 2.0 inputs each, at most 2",
         "wrote out/worklist.csv",
         "wrote out/report.html",
         "wrote out/results.jsonl",

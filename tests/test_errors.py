@@ -18,7 +18,7 @@ REJECTED = {
 }  # fmt: skip
 FAILED = {
     "not_found", "no_permission", "empty_file", "truncated", "unreadable", "cannot_decode", "no_pixels", "not_finite",
-    "internal",
+    "internal", "timed_out", "decoder_died",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fakes import SIZE, FakeSession, expected_level, film, make_bundle, sessions, write_films
 
-from cxrvit_edge import pipeline
+from cxrvit_edge import prepare
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.discover import Found, discover
 from cxrvit_edge.errors import UsageError
@@ -76,7 +76,9 @@ def test_a_line_has_what_the_contract_says(bundle: Bundle, films: list[Path], tm
     ]
     assert line["status"] == "ok" and line["reason"] is None and line["size"] == films[0].stat().st_size
     assert line["mtime_ns"] == films[0].stat().st_mtime_ns
-    assert list(line["timings_ms"]) == ["queue", "read", "decode", "preprocess", "run", "interpret"]  # type: ignore[call-overload]
+    assert list(line["timings_ms"]) == [  # type: ignore[call-overload]
+        *("queue", "read", "decode", "preprocess", "run", "interpret", "write")
+    ]
     assert line["bundle"] == f"fake@{bundle.sha256[:12]}"
     assert (line["backend"], line["precision"]) == ("fake", "fp32")
 
@@ -135,14 +137,14 @@ def test_a_batch_that_fails_is_tried_one_by_one(bundle: Bundle, films: list[Path
 def test_an_unexpected_error_fails_its_input_alone(
     bundle: Bundle, films: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    real = pipeline.preprocess
+    real = prepare.preprocess
 
-    def sometimes(radiograph: Radiograph, config: PreprocessConfig) -> object:
+    def sometimes(radiograph: Radiograph, config: PreprocessConfig, out: Float32 | None) -> object:
         if np.array_equal(radiograph.pixels, film(3)):
             raise error
-        return real(radiograph, config)
+        return real(radiograph, config, out)
 
-    monkeypatch.setattr(pipeline, "preprocess", sometimes)
+    monkeypatch.setattr(prepare, "preprocess", sometimes)
     found = {Path(f.file).name: f for f in Triage(bundle, sessions(FakeSession()))(films)}
     bad = found.pop("film003.png")
     assert bad.status == "failed" and bad.reason is not None and bad.reason["code"] == "internal"
@@ -240,7 +242,7 @@ def test_a_run_leaves_its_files_and_its_figures(bundle: Bundle, films: list[Path
     summary = triage.run(films[0].parent, tmp_path / "out", progress=lambda p: seen.append((p.done, p.resumed)))
     assert seen == [(i, 0) for i in range(1, 8)]
     assert summary.run.done == 7 and summary.run.resumed == 0 and summary.run.notes == ("tensorrt passed over: why",)
-    assert set(summary.run.stage_ms) == {"queue", "read", "decode", "preprocess", "run", "interpret"}
+    assert set(summary.run.stage_ms) == {"queue", "read", "decode", "preprocess", "run", "interpret", "write"}
     assert sum(summary.priorities.values()) == 7 == summary.statuses["ok"] and summary.failures == 0
     assert summary.report.read_text("utf-8").count("<tr") >= 7
     pictures = sorted(p.name for p in (tmp_path / "out" / "thumbnails").iterdir())
@@ -330,16 +332,16 @@ def test_what_is_on_its_way_is_bounded(bundle: Bundle, tmp_path: Path, monkeypat
     films = write_films(tmp_path / "in", 40)
     taken = 0
 
-    def counted(paths: list[Path]) -> Iterator[Found]:
+    def counted(paths: list[Path], follow_links: bool) -> Iterator[Found]:
         nonlocal taken
-        for found in discover(paths):
+        for found in discover(paths, follow_links=follow_links):
             taken += 1
             yield found
 
     monkeypatch.setattr("cxrvit_edge.triage.discover", counted)
     stream = Triage(bundle, sessions(FakeSession()), workers=2, batch_size=4)(films)
     for done, _ in enumerate(stream):
-        assert taken - done <= 2 + 2 * 4
+        assert taken - done <= 2 * (2 + 4)
     assert taken == len(films)
 
 

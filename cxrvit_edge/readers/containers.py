@@ -109,6 +109,7 @@ def walk_png(data: bytes) -> Container:
         at = end
 
 
+MOST_SCANS = 256  # each is a pass over the whole picture; progressive files have about ten
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # next marker after entropy-coded data with restart marks
 _MARKER_OR_RESTART = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_JPEG_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")  # a bit, not a zero byte, is stuffed after 0xFF
@@ -119,7 +120,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF0-15,
 def walk_jpeg(data: bytes) -> Container:
     """JPEG (ISO 10918-1 Annex B) or JPEG-LS (ISO 14495-1 Annex C) markers from SOI to EOI; bytes may follow it."""
     width = height = channels = bits = 0
-    orientation, restart, loco, at = 1, 0, False, 2
+    orientation, restart, loco, at, scans = 1, 0, False, 2, 0
     while True:
         if at >= len(data):
             raise cut_short("the JPEG ends before its end mark")
@@ -133,6 +134,8 @@ def walk_jpeg(data: bytes) -> Container:
             break
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue
+        if marker < 0xC0:
+            raise damaged(f"a stray JPEG marker 0x{marker:02X} in the header")
         (length,) = struct.unpack_from(">H", data, at)
         if at + length > len(data):
             raise cut_short("the JPEG ends inside its header")
@@ -145,6 +148,9 @@ def walk_jpeg(data: bytes) -> Container:
             orientation = exif_orientation(data[at + 8 : at + length])
         at += length
         if marker == 0xDA:
+            scans += 1
+            if scans > MOST_SCANS:
+                raise damaged(f"a JPEG of more than {MOST_SCANS} scans")
             found = (_MARKER_JPEG_LS if loco else _MARKER if restart else _MARKER_OR_RESTART).search(data, at)
             if found is None:
                 raise cut_short("the JPEG ends inside its picture")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.radiograph import Limits, Radiograph
 from cxrvit_edge.readers.colour import judge_colour, to_gray
-from cxrvit_edge.readers.containers import Container, damaged, walk
+from cxrvit_edge.readers.containers import Container, cut_short, damaged, walk
 from cxrvit_edge.readers.orientation import EXIF_WORDS, apply_exif
 from cxrvit_edge.readers.quiet import quiet_cv2
 
@@ -39,6 +39,9 @@ def decode_raster(data: bytes, limits: Limits) -> Radiograph:
     """
     container = walk(data)
     check_size(container.width, container.height, limits)
+    if container.kind == "JPEG" and 8 * len(data) < -(-container.height // 8) * -(-container.width // 8):
+        # a block of 8 x 8 takes a bit at the least; the rest would be made up
+        raise cut_short(f"the JPEG is too short for its picture of {container.width} x {container.height}")
     cv2 = quiet_cv2()
     try:
         gray, warnings = _decode(np.frombuffer(data, np.uint8), container)

@@ -39,5 +39,7 @@ REASONS: dict[str, str] = {
     Reason.CANNOT_DECODE: "image cannot be decoded",
     Reason.NO_PIXELS: "no image in the file",
     Reason.NOT_FINITE: "the network gave no number",
+    Reason.TIMED_OUT: "took too long to decode",
+    Reason.DECODER_DIED: "the decoder crashed",
     Reason.INTERNAL: "internal error",
 }

@@ -89,7 +89,7 @@ def test_a_map_that_fails_costs_no_result(tmp_path: Path, bundle: Bundle, caplog
     session.fails = True
     summary = Triage(bundle, sessions(session)).run(films[0].parent, tmp_path / "out")
     assert summary.statuses["ok"] == 2
-    assert [r.getMessage() for r in caplog.records] == [
+    assert sorted(r.getMessage() for r in caplog.records) == [
         f"no relevance of {film.as_posix()} (EngineError)" for film in films
     ]
 
