@@ -29,7 +29,7 @@ def gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1].startswith("Z") if os.path.isdir("/proc") else False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1].startswith("Z")
 
 
 def test_where_a_file_is_decoded(tmp_path: Path) -> None:
