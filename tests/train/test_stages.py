@@ -99,6 +99,7 @@ def test_several_sets_train_one_network(folders: dict[str, str], tmp_path: Path)
     assert done.extra["about"]["view"] == "PA" and "view" in done.said
 
 
+LONG = [(n, "severity") for n in ("densenet121", "resnet50", "hybrid")]  # ten seconds each; vit stands for them
 PAIRS = [(n, s) for n in BASELINES for s in ("diagnosis", "severity")] + [
     ("densenet121", "backbone"),
     ("vit", "simclr"),
@@ -107,7 +108,8 @@ PAIRS = [(n, s) for n in BASELINES for s in ("diagnosis", "severity")] + [
 
 
 @pytest.mark.parametrize(
-    ("network", "stage"), [pytest.param(n, s, marks=[pytest.mark.slow] if n == "resnet152" else []) for n, s in PAIRS]
+    ("network", "stage"),
+    [pytest.param(n, s, marks=[pytest.mark.slow] if n == "resnet152" or (n, s) in LONG else []) for n, s in PAIRS],
 )
 def test_a_baseline_runs_in_each_stage(network: str, stage: str, folders: dict[str, str], tmp_path: Path) -> None:
     if network.startswith(("resnet", "hybrid")):
@@ -131,8 +133,11 @@ ABLATIONS: dict[str, tuple[str, ...]] = {  # Table 9 and 10, one option each
 }
 
 
+LONG_ABLATIONS = ("1024 pixels", "one source", "average pooling", "4 layers, 8 heads")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "1024 pixels" else []) for n in ABLATIONS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG_ABLATIONS else []) for n in ABLATIONS]
 )
 def test_an_ablation_is_one_option(name: str, folders: dict[str, str], tmp_path: Path) -> None:
     stage = "severity" if name in ("average pooling", "one source") else "diagnosis"
