@@ -1,7 +1,8 @@
 """The worker process: prepares one file after another for its parent, until the socket to it closes.
 
-`python -m cxrvit_edge.worker SOCKET MEMORY`: inherited descriptors. Messages are a length (4 bytes, little endian) and
-JSON; arrays lie in the shared memory, whose layout both sides take from `Slots`. Nothing is pickled.
+Started by `workers.BOOT` with two inherited descriptors, socket and memory. Messages are a length (4 bytes, little
+endian) and JSON: first the recipe, answered once all is imported, then a path and its reply in turns. Arrays lie in the
+shared memory, whose layout both sides take from `Slots`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def main() -> None:
     with mmap.mmap(memory_fd, slots.bytes) as memory:
         tensor, description, thumbnail = slots.views(memory)
         crash = os.environ.get(CRASH)
+        send(connection, {"ready": True})
         while (request := receive(connection)) is not None:
             signal.setitimer(signal.ITIMER_REAL, recipe.limits.decode_seconds + GRACE)  # SIGALRM ends the process
             if crash and crash in request["path"]:
@@ -140,7 +142,3 @@ def _where(error: BaseException) -> str:
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     return "?" if at is None else f"{os.path.basename(at.tb_frame.f_code.co_filename)}:{at.tb_lineno}"  # noqa: PTH119
-
-
-if __name__ == "__main__":
-    main()

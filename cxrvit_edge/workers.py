@@ -12,10 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.prepare import Film, Recipe
@@ -23,7 +24,9 @@ from cxrvit_edge.preprocess import Geometry
 from cxrvit_edge.readers import shown
 from cxrvit_edge.worker import Slots, receive, send
 
-START = 60.0  # seconds that a new worker may take beyond the limit of its first file: imports on a slow, busy box
+START = 60.0  # seconds that a new worker may take until it is ready: imports on a slow, busy box
+# -m would look for modules in the working directory first, which may be the stick with the films
+BOOT = r"import sys; sys.path[:] = sys.argv.pop().split('\n'); from cxrvit_edge.worker import main; main()"
 Span = Callable[[str, float, float], None]  # stage, start, end in perf_counter seconds
 
 
@@ -49,8 +52,12 @@ class Workers:
             return [worker.process.pid for worker in self._all]
 
     def prepare(self, path: str, span: Span = lambda *_: None) -> Film:
-        """As `prepare.prepare`, in a worker. What kills or stops it is the film's error: decoder_died, timed_out."""
-        worker = self._take()
+        """As `prepare.prepare`, in a worker. What kills or stops it is the film's error: decoder_died, timed_out; and
+        internal if no worker can be had, or if it met a fault of ours."""
+        try:
+            worker = self._take()
+        except OSError as error:
+            return _unstarted(shown(Path(path).name), error.strerror or type(error).__name__)
         try:
             film = worker.ask(path, self._recipe, span)
         except BaseException:
@@ -75,11 +82,16 @@ class Workers:
             worker.shut()
 
     def _take(self) -> _Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            if self._closed:
-                raise RuntimeError("the workers have ended")
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("the workers have ended")
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                break
+            if worker.process.poll() is None:
+                return worker
+            self._drop(worker)  # killed while it had nothing to do: no file is to blame
         worker = _Worker(self._recipe)
         with self._lock:
             if not self._closed:
@@ -99,27 +111,19 @@ class Workers:
 class _Worker:
     def __init__(self, recipe: Recipe) -> None:
         slots = Slots(recipe.config.size)
-        self._socket, theirs = socket.socketpair()
         memory = _shared(slots.bytes)
         try:
             self._memory = mmap.mmap(memory, slots.bytes)
-            numbers = [str(theirs.fileno()), str(memory)]
-            environment = {
-                **os.environ,
-                **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            }
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cxrvit_edge.worker", *numbers],
-                pass_fds=(theirs.fileno(), memory),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # decoders print what they think of a file
-                env=environment,
-            )
+            self._socket, theirs = socket.socketpair()
+            try:
+                self.process = _process(theirs.fileno(), memory)
+            except BaseException:
+                self._socket.close()
+                raise
+            finally:
+                theirs.close()
         finally:
             os.close(memory)
-            theirs.close()
         self._tensor, self._description, self._thumbnail = slots.views(self._memory)
         self._new = self.alive = True
         try:
@@ -130,14 +134,15 @@ class _Worker:
     def ask(self, path: str, recipe: Recipe, span: Span) -> Film:
         limit = recipe.limits.decode_seconds
         name = shown(Path(path).name)
-        try:
+        with suppress(OSError):  # one that has gone is met when its reply is asked for
             send(self._socket, {"path": path})
-            # not the socket's own time-out: that would count each piece of a reply anew
-            came, _, _ = select.select([self._socket], [], [], limit + (START if self._new else 0.0))
-            reply = receive(self._socket) if came else None
-        except OSError:
-            came, reply = [self._socket], None
-        self._new = False
+        if self._new:
+            came, ready = self._reply(START)
+            if ready is None:
+                self.alive = False
+                return _unstarted(name, f"it {self._end_of()}" if came else f"not ready within {START:g} seconds")
+            self._new = False
+        came, reply = self._reply(limit)
         if not came:
             self.alive = False
             message = f"{name}: not decoded within {limit:g} seconds; look at the file, or give more --decode-seconds"
@@ -149,7 +154,9 @@ class _Worker:
         if reply.get("fault", "").startswith("MemoryError"):
             raise MemoryError
         if "fault" in reply:
-            raise RuntimeError(reply["fault"])
+            self.alive = False
+            message = f"{name}: unexpected {reply['fault']}; run again, and report it if it stays"
+            return Film(error=InputError(Reason.INTERNAL, message))
         stages = reply["stages"]
         for (stage, start), (_, end) in zip(stages, [*stages[1:], (None, reply["end"])], strict=True):
             span(stage, start, end)
@@ -163,6 +170,18 @@ class _Worker:
             film.geometry = Geometry(**reply["geometry"])
             film.tensor, film.description = self._tensor.copy(), self._description.copy()
         return film
+
+    def _reply(self, seconds: float) -> tuple[bool, dict[str, Any] | None]:
+        """Whether something came in time, and what; None if the worker has gone."""
+        # not select, which knows descriptors up to 1023; not the socket's time-out, which each piece would begin anew
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(1e3 * seconds):
+            return False, None
+        try:
+            return True, receive(self._socket)
+        except OSError:
+            return True, None
 
     def _end_of(self) -> str:
         try:
@@ -180,11 +199,28 @@ class _Worker:
         """SIGKILL: it holds nothing that is worth a farewell. From any thread, any number of times."""
         self.alive = False
         self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)  # one in the grip of a broken disk may stay; the run does not
 
     def shut(self) -> None:
         """Close the socket: no thread may be waiting on it."""
         self._socket.close()
+
+
+def _process(connection: int, memory: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BOOT, str(connection), str(memory), "\n".join(map(os.path.abspath, sys.path))],
+        pass_fds=(connection, memory),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # decoders print what they think of a file
+        env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")},
+    )
+
+
+def _unstarted(name: str, cause: str) -> Film:
+    hint = "see to the limits on processes and memory, run again"
+    return Film(error=InputError(Reason.INTERNAL, f"{name}: no worker process to decode it in ({cause}); {hint}"))
 
 
 def _shared(size: int) -> int:
@@ -192,6 +228,8 @@ def _shared(size: int) -> int:
     if hasattr(os, "memfd_create"):
         handle = os.memfd_create("cxrvit-edge")
     else:
+        import tempfile
+
         handle, path = tempfile.mkstemp()
         Path(path).unlink()
     os.ftruncate(handle, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cxrvit_edge.prepare import Recipe, place, prepare
 from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.radiograph import Limits
 from cxrvit_edge.triage import Triage
-from cxrvit_edge.workers import Workers
+from cxrvit_edge.workers import BOOT, Workers
 
 RECIPE = Recipe(PreprocessConfig(size=SIZE), pictures=True)
 
@@ -84,10 +85,10 @@ def test_a_decoder_that_aborts_costs_its_file_alone(tmp_path: Path, monkeypatch:
     assert len(found) == 5 and {f.status for f in found.values()} == {"ok"}
 
 
-def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cxrvit_edge.workers.START", 0.0)
-    (path,) = write_films(tmp_path, 1, ".bmp")
-    limits = Limits(decode_seconds=0.01)  # less than a process takes to start
+def test_a_decoder_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "film.bmp"
+    path.write_bytes(cv2.imencode(".bmp", np.resize(film(1), (9000, 9000)))[1].tobytes())
+    limits = Limits(decode_seconds=0.01)  # the time that a worker takes to start is not counted
     with Workers(Recipe(RECIPE.config, limits)) as workers:
         slow = workers.prepare(str(path))
         assert slow.error is not None and slow.error.reason is Reason.TIMED_OUT
@@ -99,12 +100,87 @@ def test_a_worker_killed_from_outside_is_replaced(tmp_path: Path) -> None:
     (path,) = write_films(tmp_path, 1, ".bmp")
     with Workers(RECIPE) as workers:
         workers.prepare(str(path))
-        os.kill(workers.pids[0], signal.SIGKILL)
-        killed = workers.prepare(str(path))
-        assert (
-            killed.error is not None and killed.error.reason is Reason.DECODER_DIED and "SIGKILL" in str(killed.error)
-        )
+        (idle,) = workers.pids
+        os.kill(idle, signal.SIGKILL)
+        while not gone(idle):
+            pass
+        assert workers.prepare(str(path)).error is None  # no file is to blame
+        large = tmp_path / "large.bmp"
+        large.write_bytes(cv2.imencode(".bmp", np.resize(film(1), (9000, 9000)))[1].tobytes())
+        (busy,) = workers.pids
+        os.kill(busy, signal.SIGSTOP)
+        kill = threading.Timer(0.3, os.kill, (busy, signal.SIGKILL))
+        kill.start()
+        killed = workers.prepare(str(large))
+        kill.join()
+        assert killed.error is not None and killed.error.reason is Reason.DECODER_DIED
+        assert "crashed (SIGKILL)" in str(killed.error)
         assert workers.prepare(str(path)).error is None
+
+
+@pytest.mark.parametrize(
+    ("boot", "cause"), [("raise SystemExit(3)", "it ended (exit code 3)"), ("import time; time.sleep(60)", "not ready")]
+)
+def test_a_worker_that_does_not_start_blames_no_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot: str, cause: str
+) -> None:
+    monkeypatch.setattr("cxrvit_edge.workers.BOOT", boot)
+    monkeypatch.setattr("cxrvit_edge.workers.START", 2.0)
+    (path,) = write_films(tmp_path, 1, ".bmp")
+    with Workers(RECIPE) as workers:
+        error = workers.prepare(str(path)).error
+        assert error is not None and error.reason is Reason.INTERNAL and workers.pids == []
+    assert str(error).startswith(f"film000.bmp: no worker process to decode it in ({cause}") and "limits" in str(error)
+
+
+def test_a_process_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays open either: an unclosed socket would be a warning, and that an error."""
+    monkeypatch.setattr("sys.executable", str(tmp_path / "absent"))
+    (path,) = write_films(tmp_path, 1, ".bmp")
+    before = set(Path("/proc/self/fd").iterdir())
+    with Workers(RECIPE) as workers:
+        error = workers.prepare(str(path)).error
+    assert error is not None and error.reason is Reason.INTERNAL and "No such file or directory" in str(error)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_fault_of_ours_in_a_worker_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = "import cxrvit_edge.prepare as p; p.decode = lambda *_: [][1]; main()"
+    monkeypatch.setattr("cxrvit_edge.workers.BOOT", BOOT.replace("main()", fault))
+    films = write_films(tmp_path / "in", 1, ".bmp")
+    (found,) = Triage(make_bundle(tmp_path / "b"), sessions(FakeSession()))(films)
+    assert found.status == "failed" and found.reason is not None and found.reason["code"] == "internal"
+    assert found.reason["message"].startswith("film000.bmp: unexpected IndexError at <string>:1; run again")
+
+
+def test_a_worker_imports_nothing_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the stick that the films came on."""
+    (path,) = write_films(tmp_path / "in", 1, ".bmp")
+    for name in ("json", "numpy", "cv2", "cxrvit_edge", "mmap"):
+        (path.parent / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr("sys.path", [str(Path(entry).absolute()) for entry in sys.path if entry])
+    with Workers(RECIPE) as workers:
+        assert workers.prepare(path.name).error is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_descriptors_beyond_a_thousand(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("no more than a thousand descriptors are allowed here")
+    (path,) = write_films(tmp_path, 1, ".bmp")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    held = [os.dup(0) for _ in range(1030)]
+    try:
+        with Workers(RECIPE) as workers:
+            assert workers.prepare(str(path)).error is None
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
