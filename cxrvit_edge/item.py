@@ -50,6 +50,8 @@ class Item:
         self.stage, self.mark = stage, at
 
     def fail(self, error: Exception) -> None:
+        """The error without its traceback, whose frames hold the file and its pixels."""
+        error.__cause__ = error.__context__ = error.__traceback__ = None
         self.error, self.failed_in, self.film.tensor = error, self.stage, None
 
     def ms(self) -> dict[str, float]:

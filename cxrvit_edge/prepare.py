@@ -97,7 +97,7 @@ def prepare(
         film.tensor, film.geometry = preprocess(radiograph, recipe.config, out)
         film.description = describe(film.tensor, film.geometry)
     except InputError as error:
-        film.error = error
+        film.error = InputError(error.reason, str(error))  # without the frames, which hold the file and its pixels
         film.view = "lateral" if error.reason is Reason.LATERAL_VIEW else film.view
     if film.error is not None:
         film.tensor = film.geometry = film.description = None
