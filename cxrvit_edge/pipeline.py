@@ -8,12 +8,14 @@ so that memory does not grow with the number of inputs and a slow caller holds u
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -114,27 +116,37 @@ class Pipeline:
 
         `inputs` is iterated in a thread of its own and may block, as a watch does; `idle` is called in this thread
         whenever there has been no result for a while. OSError if a thumbnail cannot be written; what `inputs` raises.
-        Closing the iterator ends the threads, and calls `inputs.stop()` if there is one.
+        Closing the iterator ends the threads, and calls `inputs.stop()` if there is one; so does the interpreter's end.
         """
         places = 2 * (self._plan.workers + self._plan.most)
         self.clock = Clock()
         with Workers(self._recipe) as workers:
             flow = _Flow(threading.Semaphore(places), places, workers)
-            threads = self._start(flow, inputs)
+            threads = self._threads(flow, inputs)
+            end = partial(self._end, flow, inputs, threads)
+            atexit.register(end)  # of an iterator left half way: native code does not outlive the interpreter
             try:
+                for thread in threads:
+                    thread.start()
                 yield from self._results(flow, idle)
             finally:
-                flow.stop.set()
-                getattr(inputs, "stop", lambda: None)()
-                workers.close()
-                flow.room.release(places)
-                for queue, count in ((flow.reads, self._plan.workers), (flow.ready, 1), (flow.judging, len(threads))):
-                    for _ in range(count):
-                        queue.put(None)
-                for thread in threads:
-                    thread.join()
+                end()
+                atexit.unregister(end)
 
-    def _start(self, flow: _Flow, inputs: Iterable[Found]) -> list[threading.Thread]:
+    def _end(self, flow: _Flow, inputs: Iterable[Found], threads: list[threading.Thread]) -> None:
+        """Any number of times."""
+        flow.stop.set()
+        getattr(inputs, "stop", lambda: None)()
+        flow.workers.close()
+        flow.room.release(flow.places)
+        for queue, count in ((flow.reads, self._plan.workers), (flow.ready, 1), (flow.judging, len(threads))):
+            for _ in range(count):
+                queue.put(None)
+        for thread in threads:
+            if thread.ident is not None:  # it was started
+                thread.join()
+
+    def _threads(self, flow: _Flow, inputs: Iterable[Found]) -> list[threading.Thread]:
         judges = max(1, self._plan.workers // 4)  # judging takes a fraction of what reading takes
         wanted: list[tuple[str, Callable[[], None]]] = [
             ("feeder", lambda: self._feed(flow, inputs)),
@@ -142,10 +154,7 @@ class Pipeline:
             ("network", lambda: self._network(flow, inputs)),
             *((f"judge {i + 1}", lambda: self._judging(flow)) for i in range(judges)),
         ]
-        threads = [threading.Thread(target=_guarded(flow, target), name=name, daemon=True) for name, target in wanted]
-        for thread in threads:
-            thread.start()
-        return threads
+        return [threading.Thread(target=_guarded(flow, target), name=name, daemon=True) for name, target in wanted]
 
     def _results(self, flow: _Flow, idle: Callable[[], None]) -> Iterator[Finding]:
         on_way: int | None = None  # known once the feeder has ended
