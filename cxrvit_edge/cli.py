@@ -270,12 +270,16 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminate(*_: object) -> NoReturn:
+    """SIGTERM ends the run cleanly; a second one, as supervisors and `timeout` send it, does not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     raise _Terminated
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Ctrl-C: the first ends the run cleanly, the second at once; either may come again as results are kept."""
+    """Ctrl-C: the first ends the run cleanly, the second, or SIGTERM after it, at once: results are kept."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     raise KeyboardInterrupt
 
 
