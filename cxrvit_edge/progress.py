@@ -73,8 +73,11 @@ class ProgressLine:
         self._total = total
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # a terminal that was closed ends the line, not the run
+            self._shown = False
 
 
 def line(progress: Progress, total: int | None, seconds: float) -> str:
