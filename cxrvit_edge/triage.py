@@ -15,11 +15,13 @@ from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.discover import Found, StrPath, discover, require
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
+from cxrvit_edge.guard_head import head_of
 from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.ledger import Ledger, Mode
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.radiograph import Limits, View
+from cxrvit_edge.readers import shown
 from cxrvit_edge.report.run import Run
 from cxrvit_edge.runtime.select import Sessions, open_sessions
 from cxrvit_edge.summary import REPORT, THUMBNAILS, WORKLIST, Progress, Summary, Tally, summarise
@@ -27,6 +29,7 @@ from cxrvit_edge.trace import NoTrace, open_trace
 from cxrvit_edge.view_table import ViewTable
 from cxrvit_edge.watch import Watch
 
+DAY = 86_400  # seconds
 REFRESH = 10.0  # seconds between two writings of the worklist while watching; more where it takes long
 
 
@@ -58,6 +61,8 @@ class Triage:
             raise UsageError(f"mode is {mode!r}: choose auto, latency or throughput")
         if mode == "latency" and (batch_size or 1) > 1:
             raise UsageError(f"--latency runs one image at a time, --batch-size is {batch_size}: leave one of them out")
+        if limits is not None and not 0 < limits.decode_seconds <= DAY:
+            raise UsageError(f"--decode-seconds is {limits.decode_seconds:g}: must be above 0 and at most {DAY}")
         self.bundle, self.sessions = bundle, sessions
         self._most = 1 if mode == "latency" else batch_size or sessions.batch_size
         self._mode: Mode = "throughput" if batch_size and mode == "auto" else mode
@@ -88,6 +93,7 @@ class Triage:
         verify: repeat that check though it is on record. BundleError, EngineError, ParityError, UsageError.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else os.fspath(bundle))
+        head_of(opened)  # a guard that cannot be read is told now, not once an input
         sessions = open_sessions(opened, backend=backend, precision=precision, verify=verify)
         return cls(
             opened,
@@ -120,21 +126,19 @@ class Triage:
         Results of an earlier run of the same bundle, back end and precision stand while size and time of the file are
         unchanged, and with `verify` its hash too, unless it failed; `fresh` drops them all. watch: go on with what
         comes until KeyboardInterrupt, which then ends the run as it should; the worklist is renewed in between. trace:
-        file for Chrome trace events. UsageError if no path exists or holds a file, if `out` belongs to another bundle,
-        back end or precision, is in use by another process, or cannot be written.
+        file for Chrome trace events. UsageError if no path exists or holds a file, if `trace` lies under one, if `out`
+        belongs to another bundle, back end or precision, is in use by another process, or cannot be written.
         """
         paths, out = _several(paths), Path(out)
         require(paths, out)
-        events = open_trace(trace)
+        _require_apart(trace, paths, out)
         try:
-            return _Run(self, paths, out, progress, events).write(fresh=fresh, verify=verify, watch=watch)
+            return _Run(self, paths, out, progress).write(fresh=fresh, verify=verify, watch=watch, trace=trace)
         except OSError as error:
             where = error.filename if isinstance(error.filename, str) else out
             cause = error.strerror or type(error).__name__
             hint = "see to that or give another --out; what was done is kept, run again to go on"
             raise UsageError(f"{where}: cannot be written ({cause}); {hint}") from error
-        finally:
-            events.close()
 
     def _pipeline(self, pictures: Path | None, trace: NoTrace | None = None) -> Pipeline:
         return Pipeline(
@@ -162,20 +166,22 @@ class _Run:
         paths: list[StrPath],
         out: Path,
         progress: Callable[[Progress], None] | None,
-        trace: NoTrace,
     ) -> None:
-        self._triage, self._paths, self._out, self._trace = triage, paths, out, trace
+        self._triage, self._paths, self._out, self._trace = triage, paths, out, NoTrace()
         self._tally = Tally(progress)
         self._turn = threading.Lock()
         self._started, self._start = datetime.now(timezone.utc), perf_counter()
         self._journalling = 0.0
         self._verify = False
+        self._inputs: Watch | _Unfinished | None = None
         self._wrote, self._pause, self._dirty = monotonic(), REFRESH, True
-        self._notes: Callable[[], tuple[str, ...]] = tuple
 
-    def write(self, *, fresh: bool, verify: bool, watch: bool) -> Summary:
+    def write(self, *, fresh: bool, verify: bool, watch: bool, trace: StrPath | None) -> Summary:
         self._verify = verify
-        with Journal(self._out, self._triage.owner, fresh=fresh) as journal:
+        with (
+            Journal(self._out, self._triage.owner, fresh=fresh) as journal,
+            closing(open_trace(trace)) as self._trace,  # no other run's, as the folder is held
+        ):
             if fresh:
                 _remove_outputs(self._out)
             pipeline = self._triage._pipeline(self._out / THUMBNAILS, self._trace)
@@ -191,16 +197,19 @@ class _Run:
         return summary
 
     def _take(self, pipeline: Pipeline, journal: Journal, watch: bool) -> None:
-        inputs: Iterable[Found] = self._unfinished(journal)
+        def stands(found: Found) -> bool:
+            return self._stands(found, journal)
+
+        def passed(_: Found) -> None:
+            self._tally.resume()
+
+        follow = self._triage._follow_links
+        inputs: Watch | _Unfinished
         if watch:
-            watching = Watch(
-                self._paths,
-                leave_out=self._out,
-                stands=lambda found: self._stands(found, journal),
-                passed=lambda _: self._tally.resume(),
-                follow_links=self._triage._follow_links,
-            )
-            inputs, self._notes = watching, lambda: watching.notes
+            inputs = Watch(self._paths, leave_out=self._out, stands=stands, passed=passed, follow_links=follow)
+        else:
+            inputs = _Unfinished(discover(self._paths, leave_out=self._out, follow_links=follow), stands, passed)
+        self._inputs = inputs
 
         def idle() -> None:
             if isinstance(inputs, Watch):
@@ -233,8 +242,9 @@ class _Run:
 
         triage, tally, out = self._triage, self._tally, self._out
         manifest, ledger = triage.bundle.manifest, self._ledger(pipeline)
+        watched = self._inputs.notes if isinstance(self._inputs, Watch) else ()
         with self._turn:
-            notes = (*triage.sessions.notes, *_notes(journal), *self._notes(), *self._trace.notes)
+            notes = (*triage.sessions.notes, *_notes(journal), *watched, *self._trace.notes)
             if compact:
                 journal.compact()
             files = journal.files()
@@ -277,13 +287,6 @@ class _Run:
             gpu=triage.sessions.backend.startswith("tensorrt"),
         )
 
-    def _unfinished(self, journal: Journal) -> Iterator[Found]:
-        for found in discover(self._paths, leave_out=self._out, follow_links=self._triage._follow_links):
-            if self._stands(found, journal):
-                self._tally.resume()
-            else:
-                yield found
-
     def _stands(self, found: Found, journal: Journal) -> bool:
         """Whether an earlier result still holds: not failed, and file and table of views are as they were."""
         if found.problem is not None:
@@ -318,9 +321,47 @@ class _Run:
             with open(found.path, "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
+                    if self._inputs is not None and self._inputs.stopped:
+                        return False  # nobody waits for it any more
         except OSError:
             return False
         return digest.hexdigest() == recorded
+
+
+class _Unfinished:
+    """Inputs whose results do not stand; iterated once, in one thread."""
+
+    def __init__(
+        self, found: Iterable[Found], stands: Callable[[Found], bool], passed: Callable[[Found], None]
+    ) -> None:
+        self._found, self._stands, self._passed = found, stands, passed
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End the iteration, from any thread: there may be a million whose results stand, or long ones to be hashed."""
+        self.stopped = True
+
+    def __iter__(self) -> Iterator[Found]:
+        for found in self._found:
+            if self.stopped:
+                return
+            if self._stands(found):
+                self._passed(found)
+            else:
+                yield found
+
+
+def _require_apart(trace: StrPath | None, paths: Iterable[StrPath], out: Path) -> None:
+    """UsageError if a trace would be found as an input: a watch would read what it writes, for ever."""
+    if trace is None:
+        return
+    real = Path(os.path.realpath(trace))
+    if real.is_relative_to(os.path.realpath(out)):
+        return
+    for path in paths:
+        if real.is_relative_to(os.path.realpath(path)) and Path(path).is_dir():
+            lies = f"--trace {shown(os.fspath(trace))}: lies under the PATH {shown(os.fspath(path))}"
+            raise UsageError(f"{lies} and would be taken for an input; put it into the folder of --out, or elsewhere")
 
 
 def _notes(journal: Journal) -> Iterator[str]:

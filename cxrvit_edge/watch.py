@@ -24,6 +24,7 @@ SETTLE = 2.0  # seconds
 POLL, RESCAN = 5.0, 60.0  # seconds between two scans: where nothing tells of changes, and as a net where something does
 RATIO = 10  # a scan that takes long is followed by a pause of so many times that
 LOOK = 1.0  # seconds between two looks at the PATHs themselves
+LONG = 2  # times `settle` since the last input was given, after which those that follow are not soon
 BLOCK = 1024  # entries of a scan between two looks at what has settled
 
 
@@ -71,7 +72,7 @@ class Watch:
         self._inotify: Inotify | None = None
         self._without = ""  # why there is no inotify
         self._next_look = self._next_scan = self._soonest = 0.0
-        self._idle = False
+        self._settle, self._gave, self._idle = settle, monotonic(), False
         self._stop, self._wake = threading.Event(), threading.Event()
 
     def stop(self) -> None:
@@ -84,8 +85,14 @@ class Watch:
         return len(self._settling)
 
     @property
+    def stopped(self) -> bool:
+        """Whether `stop` has been called. From any thread."""
+        return self._stop.is_set()
+
+    @property
     def idle(self) -> bool:
-        """Whether there is nothing to give and nothing pending: it waits for a change. From any thread."""
+        """Whether it waits with nothing to give: for a change, or for what has not settled long after the last that
+        did. From any thread."""
         return self._idle
 
     @property
@@ -120,6 +127,8 @@ class Watch:
                     start, before = monotonic(), self._next_scan
                     block = list(islice(scan, BLOCK))
                     for found in block:
+                        if self._stop.is_set():
+                            return
                         self._settling.meet(found)
                     spent += monotonic() - start
                     if len(block) < BLOCK:
@@ -129,6 +138,7 @@ class Watch:
                 self._hear()
                 for found in self._settling.settled():
                     yield found
+                    self._gave = monotonic()
                     if self._stop.is_set():
                         return
                 if scan is None:
@@ -150,7 +160,7 @@ class Watch:
         pause = until - monotonic()
         if pause <= 0:
             return
-        self._idle = first is None
+        self._idle = first is None or monotonic() - self._gave > LONG * self._settle  # one may grow for hours
         self._wake.wait(pause)
         self._idle = False
 
