@@ -25,7 +25,7 @@ from cxrvit_edge.triage import Triage
 
 PEAK_MB, GROWTH = 700, 1.05
 DIFFERENT = 256  # files, of which one in DICOM_EVERY is DICOM
-DICOM_EVERY = 32
+DICOM_EVERY = 8  # often enough that both workers are at work in the short run too
 REAL_BATCHES = 64
 EVERY = 0.2  # seconds between two looks
 

@@ -81,7 +81,6 @@ class TorchLoop:
             "eager channels_last": (last, torch.channels_last),
         }
         if compiled:
-            ways["compiled"] = (torch.compile(plain), torch.contiguous_format)
             ways["compiled channels_last"] = (torch.compile(last), torch.channels_last)
         batch = np.zeros((BATCH, 1, config.image_size, config.image_size), np.float32)
         runs: dict[str, Callable[[], object]] = {}

@@ -26,7 +26,8 @@ class Ledger:
     Session.run, waiting for films, and waiting because results were not taken from it. blocked: of the readers,
     summed, waiting because films were not taken from them. journal: appending results.
 
-    images: inputs with a result; workers: readers; batches: runs of the network, of at most batch_size.
+    images: inputs with a result; workers: readers; batches: runs of the network, of at most
+    batch_size, over `ran` of the images: those rejected or failed before did not reach it.
     faster: precisions that would be faster on this box and that the bundle has; gpu: whether the network ran on one.
     """
 
@@ -41,6 +42,7 @@ class Ledger:
     held: float = 0.0
     journal: float = 0.0
     batches: int = 0
+    ran: int = 0
     batch_size: int = 1
     mode: Mode = "auto"
     precision: str = "fp32"
@@ -131,7 +133,7 @@ class Ledger:
         readers = f"{self.workers} reader{'' if self.workers == 1 else 's'}"
         lines = [f"time: {where}", f"{readers}: busy {_percent(self.busy)} ({work}), waiting for room {room}"]
         if self.batches:
-            mean = self.images / self.batches
+            mean = self.ran / self.batches
             lines.append(f"batches: {self.batches:,}, {mean:.1f} inputs each, at most {self.batch_size}")
         return tuple(lines)
 

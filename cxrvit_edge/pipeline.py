@@ -76,6 +76,7 @@ class Clock:
     held: float = 0.0
     blocked: float = 0.0
     batches: int = 0
+    ran: int = 0
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,7 @@ class Pipeline:
                 self._run(batch)
                 self.clock.run += perf_counter() - before
                 self.clock.batches += 1
+                self.clock.ran += len(batch)
                 for item in batch:
                     flow.judging.put(item)
             self._take(flow, waiting, wait=not batch)

@@ -281,6 +281,7 @@ class _Run:
             held=clock.held,
             journal=self._journalling,
             batches=clock.batches,
+            ran=clock.ran,
             batch_size=triage._most,
             mode=triage._mode,
             precision=triage.sessions.precision,

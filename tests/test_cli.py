@@ -373,7 +373,7 @@ def test_closing_words_name_the_first_failures() -> None:
     run = Run("fake", "0" * 64, "fake", "1", "fp32", "2026-01-01T00:00:00+00:00", 4.0, 8, 2, {"read": 1.2, "run": 7.0})
     stages = {"read": 0.4, "decode": 1.0, "preprocess": 0.6}
     ledger = Ledger(
-        wall=4.0, images=8, workers=2, cores=2, stages=stages, run=3.0, starved=0.8, batches=4, batch_size=2
+        wall=4.0, images=8, workers=2, cores=2, stages=stages, run=3.0, starved=0.8, batches=4, ran=8, batch_size=2
     )
     summary = Summary(run, Path("out"), 10, {"ok": 3, "failed": 7}, {"urgent": 1}, 7, ledger, (("a\n.png", "why"),))
     assert progress.told(summary).splitlines() == [

@@ -31,6 +31,7 @@ RUN = Ledger(
     held=1.0,
     journal=2.0,
     batches=32,
+    ran=256,
     batch_size=8,
     faster=("int8",),
 )
