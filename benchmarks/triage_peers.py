@@ -104,7 +104,7 @@ class TorchLoop:
 
         with torch.inference_mode():
             x = torch.from_numpy(batch).to(memory_format=layout or self._layout)
-            logits, *_ = (network or self._network)(x)
+            logits, *_ = (self._network if network is None else network)(x)
         values: Float32 = logits.numpy()
         return values
 
