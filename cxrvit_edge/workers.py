@@ -209,13 +209,19 @@ class _Worker:
 
 def _process(connection: int, memory: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", BOOT, str(connection), str(memory), "\n".join(map(os.path.abspath, sys.path))],
+        [sys.executable, "-c", BOOT, str(connection), str(memory), "\n".join(_import_path())],
         pass_fds=(connection, memory),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,  # decoders print what they think of a file
         env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")},
     )
+
+
+def _import_path() -> list[str]:
+    """Ours, absolute. Without folders that are themselves packages: cv2 puts its own there while a thread imports it,
+    and the `typing` in it would be taken for the library's."""
+    return [entry for entry in map(os.path.abspath, list(sys.path)) if not os.path.lexists(f"{entry}/__init__.py")]
 
 
 def _unstarted(name: str, cause: str) -> Film:

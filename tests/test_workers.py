@@ -165,6 +165,16 @@ def test_a_worker_imports_nothing_from_the_working_directory(tmp_path: Path, mon
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_worker_starts_while_another_thread_imports_cv2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which puts its own folder, with a `typing` in it, first on the path meanwhile."""
+    (path,) = write_films(tmp_path, 1, ".bmp")
+    package = Path(cv2.__file__).parent
+    assert (package / "typing").is_dir()
+    monkeypatch.setattr("sys.path", [str(package), *sys.path])
+    with Workers(RECIPE) as workers:
+        assert workers.prepare(str(path)).error is None
+
+
 def test_descriptors_beyond_a_thousand(tmp_path: Path) -> None:
     import resource
 

@@ -220,6 +220,17 @@ def _end(child: subprocess.Popen[bytes], seconds: float) -> str:
     return f"over {seconds:g} s" if code == signal.SIGKILL else f"signal {code}"
 
 
+def _peak_mb() -> int:
+    """Of this process since it began: on Linux its ru_maxrss begins with what the parent held when it forked."""
+    import resource
+
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) >> 10
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
@@ -248,7 +259,7 @@ def main() -> None:
             cause = f"{error.__cause__!r}" if error.reason is Reason.INTERNAL else ""
         except BaseException as error:
             outcome, cause = "escaped", repr(error)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = _peak_mb()
         ms = round((time.perf_counter() - start) * 1e3, 1)
         print(json.dumps({"index": index, "outcome": outcome, "cause": cause, "ms": ms, "peak_mb": peak}), flush=True)
 
