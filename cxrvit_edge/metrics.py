@@ -88,6 +88,13 @@ def cluster_bootstrap(
     return Estimate(value, float(low), float(high))
 
 
+def softmax(logits: Array, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities (N, K) of logits (N, K) over a temperature."""
+    z = logits.astype(np.float64) / temperature
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+
 def mean_auc(labels: NDArray[np.integer], probabilities: Array) -> float:
     """Mean one-vs-rest AUC over the columns of probabilities (N, K)."""
     return float(np.mean([auc(labels == k, probabilities[:, k]) for k in range(probabilities.shape[1])]))

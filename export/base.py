@@ -13,6 +13,7 @@ from typing import Any
 
 from cxrvit_edge.bundle import MANIFEST, SCHEMA, WEIGHTS, Bundle, Guard, PriorityTable, Tolerance
 from cxrvit_edge.errors import ParityError, UsageError
+from cxrvit_edge.metrics import softmax
 from cxrvit_edge.model import checkpoint
 from cxrvit_edge.model.config import CLASSES
 from cxrvit_edge.model.triage_net import TriageNet
@@ -189,7 +190,7 @@ def _decide(
     if not known.any():
         raise UsageError("no labelled image in the val split: operating points are chosen there; label some")
     temperature = decisions.fit_temperature(p.labels[known], p.logits[known])
-    probabilities = decisions.softmax(p.logits[known], temperature)
+    probabilities = softmax(p.logits[known], temperature)
     points = decisions.operating_points(p.labels[known], probabilities, CLASSES)
     chosen = Decisions(temperature, points, decisions.guard(extent.area, extent.confidence))
     evaluation = {"val": report(p, points, temperature)}

@@ -13,9 +13,9 @@ from cxrvit_edge.errors import InputError, Reason, UsageError
 from cxrvit_edge.model.config import CLASSES, FINDINGS
 from cxrvit_edge.radiograph import View
 from cxrvit_edge.readers import sniff, view_from_text
+from cxrvit_edge.table import read_table
 from train.data import chexpert, manifest
 from train.data.record import Record
-from train.data.table import read_table
 
 MAX_LABELS = 32  # a column of more values names no classes
 

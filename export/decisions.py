@@ -9,15 +9,9 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.bundle import Guard
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.metrics import threshold_at_sensitivity
+from cxrvit_edge.metrics import softmax, threshold_at_sensitivity
 
 SENSITIVITY = 0.80  # the paper's, section 4.4
-
-
-def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
-    z = logits.astype(np.float64) / temperature
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    return np.asarray(z / z.sum(axis=1, keepdims=True))
 
 
 def fit_temperature(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> float:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.metrics import softmax
 from cxrvit_edge.preprocess import Float32
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.zones import severity_array, zone_masks
-from export.decisions import softmax
 from export.parity import Bounds
 
 if TYPE_CHECKING:

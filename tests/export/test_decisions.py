@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cxrvit_edge.bundle import Guard
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.metrics import softmax
 from cxrvit_edge.model.config import CLASSES
 from export import decisions
 
@@ -24,7 +25,7 @@ def test_a_known_temperature_is_recovered(truth: float) -> None:
     """Labels drawn from softmax(logits / truth)."""
     rng = np.random.default_rng(0)
     logits = (rng.normal(0, 2, (20_000, 3)) * max(truth, 1)).astype(np.float32)
-    drawn = rng.uniform(size=(20_000, 1)) < np.cumsum(decisions.softmax(logits, truth), axis=1)
+    drawn = rng.uniform(size=(20_000, 1)) < np.cumsum(softmax(logits, truth), axis=1)
     labels = drawn.argmax(axis=1)
     found = decisions.fit_temperature(labels, logits)
     assert found == pytest.approx(truth, rel=0.05)
@@ -41,7 +42,7 @@ def test_temperature_stays_in_bounds(sign: float, bound: float) -> None:
 
 
 def test_softmax_of_large_logits() -> None:
-    p = decisions.softmax(np.array([[1000.0, 999.0, -1000.0]], np.float32), 0.5)
+    p = softmax(np.array([[1000.0, 999.0, -1000.0]], np.float32), 0.5)
     np.testing.assert_allclose(p, [[1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0]], atol=1e-12)
 
 

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 from small_bundle import Exported
 
-from cxrvit_edge import Triage
+from cxrvit_edge import Triage, parity_auc
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import InputError, ParityError, UsageError
 from cxrvit_edge.findings import Judgement, Severity
-from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, mean_auc
+from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, mean_auc, softmax
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.session import Float32, Outputs
-from export import parity_auc
-from export.decisions import softmax
 from export.half import HalfSession
 from export.parity import BOUNDS, Bounds, Observation, compare, observe, require
 from train.data import manifest

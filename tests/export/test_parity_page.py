@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from small_bundle import Exported
 
+from cxrvit_edge import parity_auc
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.findings import Severity
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
-from export import parity_auc
 from export.parity import BOUNDS, Observation, compare, observe, require
 from export.parity_page import render
 from train.data import manifest

@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.readers.views import view_from_text
+from cxrvit_edge.table import read_table
 from train.data import padchest, split
 from train.data.gather import Absent, Gather, day_of, first_days, sex_of
 from train.data.record import Record
-from train.data.table import read_table
 
 LOOKS_FOR = "sub-*/ses-*/mod-rx, there or a folder deeper"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.readers.views import view_from_text
+from cxrvit_edge.table import read_table
 from train.data import cohen, scores, split
 from train.data.gather import Absent, Gather, day_of, first_days, index, sex_of
 from train.data.record import Record
 from train.data.scores import Scores
-from train.data.table import read_table
 
 LOOKS_FOR = "metadata_global_v2.csv, or public-annotations.csv with covid-chestxray-dataset beside it"
 COLUMNS = ("filename", "brixiascore", "studyid", "consensustestset")

@@ -18,8 +18,8 @@ import numpy as np
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import FINDINGS
+from cxrvit_edge.table import Table, read_table
 from train.data.record import Record, Split
-from train.data.table import Table, read_table
 
 COLUMNS = ("path", "sex", "frontal/lateral", "ap/pa", *FINDINGS)
 

@@ -13,10 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.table import read_table
 from train.data import scores, split
 from train.data.gather import Absent, Gather, sex_of
 from train.data.record import Record
-from train.data.table import read_table
 
 LOOKS_FOR = "metadata.csv with patientid, finding, view and filename"
 COLUMNS = ("patientid", "offset", "sex", "finding", "view", "filename")

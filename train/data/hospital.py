@@ -32,12 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.labels import LABELS
 from cxrvit_edge.model.config import FINDINGS
+from cxrvit_edge.table import read_table
 from train.data import scores, split
 from train.data.gather import Absent, Gather, day_of, first_days, sex_of, view_of
-from train.data.manifest import LABELS
 from train.data.record import Record, Split
-from train.data.table import read_table
 
 LOOKS_FOR = "a CSV, or a folder's images.csv, with path and any of label, findings, Brixia or zone scores, masks"
 

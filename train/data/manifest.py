@@ -16,18 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.labels import LABELS
 from cxrvit_edge.model.config import FINDINGS
 from train.data import nih, scores
 from train.data.gather import Absent, sex_of, view_of
 from train.data.record import Record
 
 LOOKS_FOR = "manifest.csv with path, label, group_id and reuse"
-LABELS = {
-    "normal": 0,
-    "other": 1, "other_infection": 1, "other infection": 1,
-    "covid": 2, "covid19": 2, "covid-19": 2,
-    "": None,
-}  # fmt: skip
 REUSABLE = ("yes", "non-commercial", "terms")  # licence classes that published weights may be trained on
 MASK_KINDS = ("generalblockchain", "shenzhen", "lungvae")  # by preference
 OPTIONAL_KINDS = ("v7",)  # covers heart and diaphragm too: only where asked for

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import FINDINGS
+from cxrvit_edge.table import read_table
 from train.data import split
 from train.data.gather import Absent, Gather, index, sex_of
 from train.data.record import Record, Split
-from train.data.table import read_table
 
 LOOKS_FOR = "Data_Entry_2017.csv or Data_Entry_2017_v2020.csv"
 COLUMNS = ("image_index", "finding_labels", "patient_id", "patient_gender", "view_position")

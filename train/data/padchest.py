@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import FINDINGS
+from cxrvit_edge.table import read_table
 from train.data import split
 from train.data.gather import Absent, Gather, day_of, first_days, index, sex_of
 from train.data.record import Record
-from train.data.table import read_table
 
 LOOKS_FOR = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv or .csv.gz"
 COLUMNS = ("imageid", "imagedir", "studydate_dicom", "patientid", "projection", "pediatric", "labels")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
-from train.data.table import read_table
+from cxrvit_edge.table import read_table
 
 ZONES = "ABCDEF"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.table import read_table
 from train.data import bimcv, brixia, chexpert, cohen, hospital, manifest, nih, padchest, split
 from train.data.gather import Absent
 from train.data.record import Record
-from train.data.table import read_table
 
 
 def _is_chexpert(path: Path) -> bool:

@@ -15,13 +15,20 @@ DRAWS = 2000
 
 
 def auc_table(
-    truth: Sequence[int | None], reference: Array, variant: Array, patients: Sequence[str], classes: Sequence[str]
+    truth: Sequence[int | None],
+    reference: Array,
+    variant: Array,
+    patients: Sequence[str],
+    classes: Sequence[str],
+    *,
+    draws: int | None = None,
 ) -> dict[str, Any]:
     """Over the labelled images; probabilities (N, K) each.
 
     {class: {reference, variant: DeLong, difference: cluster bootstrap over patients, 2000 draws}, "mean": {reference,
     variant: values, difference}, "per_cent": of the reference's mean AUC}; an estimate is {value, low, high}.
     """
+    draws = DRAWS if draws is None else draws
     known = np.array([i for i, t in enumerate(truth) if t is not None], np.intp)
     labels = np.array([truth[i] for i in known], np.int64)
     who = [patients[i] for i in known]
@@ -32,10 +39,10 @@ def auc_table(
         out[name] = {
             "reference": _estimate(labels == k, a[:, k]),
             "variant": _estimate(labels == k, b[:, k]),
-            "difference": vars(cluster_bootstrap(gaps[k], who, draws=DRAWS)),
+            "difference": vars(cluster_bootstrap(gaps[k], who, draws=draws)),
         }
     means = [mean_auc(labels, x) if np.isfinite(x).all() else float("nan") for x in (a, b)]
-    mean = cluster_bootstrap(lambda i: float(np.mean([gap(i) for gap in gaps])), who, draws=DRAWS)
+    mean = cluster_bootstrap(lambda i: float(np.mean([gap(i) for gap in gaps])), who, draws=draws)
     out["mean"] = {"reference": means[0], "variant": means[1], "difference": vars(mean)}
     out["per_cent"] = 100 * means[1] / means[0] if means[0] else float("nan")
     return out
