@@ -10,16 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.labels import ZONES, arrange
 from cxrvit_edge.table import read_table
 
-ZONES = "ABCDEF"
+__all__ = ["ZONES", "Scores", "arrange", "from_columns", "from_digits", "public_annotations"]
 
 Scores = NDArray[np.float32]  # (3, 2), rows upper to lower, columns image-left and image-right lung
-
-
-def arrange(zones: Sequence[float]) -> Scores:
-    """A to F -> (3, 2)."""
-    return np.asarray(zones, np.float32).reshape(2, 3).T.copy()
 
 
 def from_columns(row: Mapping[str, str], columns: Sequence[str], where: str, allowed: Sequence[float]) -> Scores | None:
