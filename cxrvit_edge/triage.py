@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -22,6 +22,7 @@ from cxrvit_edge.ledger import Ledger, Mode
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.radiograph import Limits, View
 from cxrvit_edge.readers import shown
+from cxrvit_edge.report import thumbnails
 from cxrvit_edge.report.run import Run
 from cxrvit_edge.runtime.select import Sessions, open_sessions
 from cxrvit_edge.summary import REPORT, THUMBNAILS, WORKLIST, Progress, Summary, Tally, summarise
@@ -181,6 +182,7 @@ class _Run:
         with (
             Journal(self._out, self._triage.owner, fresh=fresh) as journal,
             closing(open_trace(trace)) as self._trace,  # no other run's, as the folder is held
+            _cleared(self._out / THUMBNAILS),
         ):
             if fresh:
                 _remove_outputs(self._out)
@@ -374,6 +376,15 @@ def _notes(journal: Journal) -> Iterator[str]:
 
 def _several(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
     return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
+@contextmanager
+def _cleared(pictures: Path) -> Iterator[None]:
+    thumbnails.clear_unfinished(pictures)
+    try:
+        yield
+    finally:
+        thumbnails.clear_unfinished(pictures)
 
 
 def _remove_outputs(out: Path) -> None:

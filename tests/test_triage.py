@@ -23,6 +23,7 @@ from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph, read
+from cxrvit_edge.report import thumbnails
 from cxrvit_edge.runtime.session import Outputs
 from cxrvit_edge.triage import Triage
 
@@ -383,3 +384,19 @@ def test_killed_at_random_and_started_again_each_input_has_one_result(bundle: Bu
     files = [str(line["file"]) for line in lines(out)]
     assert sorted(files) == [path.as_posix() for path in films]
     assert len(worklist(out)) == len(films)
+
+
+def test_what_a_killed_run_had_begun_to_write_is_gone_after_the_next(bundle: Bundle, tmp_path: Path) -> None:
+    write_films(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    (out / "thumbnails" / thumbnails.UNFINISHED).mkdir(parents=True)
+    begun = [
+        out / "thumbnails" / thumbnails.UNFINISHED / "ab.jpg.7",
+        out / ".worklist.csv.tmp",
+        out / ".report.html.tmp",
+    ]
+    for path in begun:
+        path.write_text("half")
+    Triage(bundle, sessions(FakeSession())).run(tmp_path / "in", out)
+    assert {p.name for p in out.iterdir()} == {".lock", "results.jsonl", "worklist.csv", "report.html", "thumbnails"}
+    assert {p.suffix for p in (out / "thumbnails").iterdir()} == {".jpg", ".png"}

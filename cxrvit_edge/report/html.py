@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +50,7 @@ def write_report(
     pictured = (_key(finding) for finding in islice(findings, PICTURED))
     explained = any(pictures.relevance_path(thumbnails, key).exists() for key in pictured if key)
     head, tail = _page(len(findings), counts, run, manifest, explained).split(_ROWS)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as f:
             f.write(head)

@@ -4,7 +4,7 @@ session that explains itself, a JPEG of the radiograph with the relevance drawn 
 from __future__ import annotations
 
 import math
-import os
+import shutil
 import struct
 import threading
 import zlib
@@ -21,6 +21,7 @@ from cxrvit_edge.readers.quiet import quiet_cv2
 from cxrvit_edge.zones import clean_lung, split_rows
 
 LONGEST_SIDE = 384
+UNFINISHED = ".part"  # folder of files that are being written: there they are found again without a search
 JPEG_QUALITY = 80
 LEVELS = 24  # shades of the overlay, after index 0, which is transparent
 CONTOUR = LEVELS + 1
@@ -264,9 +265,15 @@ def _palette_png(index: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bytes:
     return b"".join(out)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write; for a folder that nobody else writes to. Never raises."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
 def _write(path: Path, data: bytes) -> None:
     # not tempfile: its files are closed to other users, whatever the umask says
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.parent / UNFINISHED / f"{path.name}.{threading.get_ident()}"
+    temporary.parent.mkdir(exist_ok=True)
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

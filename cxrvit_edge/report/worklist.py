@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,7 +73,7 @@ def write_worklist(path: Path, findings: Iterable[Finding], manifest: Manifest) 
 
     UTF-8, with a byte order mark only if a text is not ASCII: Excel needs it then, and other readers stumble over it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # a killed run's is written over
     header = (
         *("rank", "priority", "file", "status", "reason", "view", "label"),
         *(f"p_{name}" for name in manifest.classes),

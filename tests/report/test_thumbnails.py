@@ -156,7 +156,7 @@ def test_saving_again_without_maps_drops_the_old_overlay(tmp_path: Path) -> None
     t.save(tmp_path, "k", thumb, geometry, blob, lungs)
     assert t.load(t.paths(tmp_path, "k")[1]) is not None
     t.save(tmp_path, "k", thumb, None, None, None)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["k.jpg"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["k.jpg"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         t.save(tmp_path, "k", np.full((90, 90), 200, np.uint8), None, None, None)
-    assert [p.name for p in tmp_path.iterdir()] == ["k.jpg"]
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["k.jpg"]
     assert t.paths(tmp_path, "k")[0].read_bytes() == before
 
 
