@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import Estimate, cluster_bootstrap, delong, mean_auc
+from cxrvit_edge.metrics import DRAWS, Estimate, delong, mean_auc
+from cxrvit_edge.resampling import Auc, weighted_bootstrap
 
 Array = NDArray[np.float64]
-DRAWS = 2000
 
 
 def auc_table(
@@ -33,41 +33,34 @@ def auc_table(
     labels = np.array([truth[i] for i in known], np.int64)
     who = [patients[i] for i in known]
     a, b = reference[known], variant[known]
-    gaps = [_Gap(labels == k, a[:, k], b[:, k]) for k in range(len(classes))]
+    found = _differences(labels, a, b, who, draws)
     out: dict[str, Any] = {}
     for k, name in enumerate(classes):
         out[name] = {
             "reference": _estimate(labels == k, a[:, k]),
             "variant": _estimate(labels == k, b[:, k]),
-            "difference": vars(cluster_bootstrap(gaps[k], who, draws=draws)),
+            "difference": vars(found[str(k)]),
         }
     means = [mean_auc(labels, x) if np.isfinite(x).all() else float("nan") for x in (a, b)]
-    mean = cluster_bootstrap(lambda i: float(np.mean([gap(i) for gap in gaps])), who, draws=draws)
-    out["mean"] = {"reference": means[0], "variant": means[1], "difference": vars(mean)}
+    out["mean"] = {"reference": means[0], "variant": means[1], "difference": vars(found["mean"])}
     out["per_cent"] = 100 * means[1] / means[0] if means[0] else float("nan")
     return out
 
 
-class _Gap:
-    """AUC of the variant less the reference's over images drawn with replacement: which pairs each gets right, once."""
+def _differences(
+    labels: NDArray[np.int64], a: Array, b: Array, patients: Sequence[str], draws: int
+) -> dict[str, Estimate]:
+    """AUC of b less that of a of each class, by its number, and of their mean."""
+    classes = range(a.shape[1])
+    if not len(labels):
+        return {name: Estimate(float("nan"), float("nan"), float("nan")) for name in (*map(str, classes), "mean")}
+    areas = [(Auc(labels == k, a[:, k]), Auc(labels == k, b[:, k])) for k in classes]
 
-    def __init__(self, positive: NDArray[np.bool_], reference: Array, variant: Array) -> None:
-        self._positive = positive
-        self._right = _right(positive, variant) - _right(positive, reference)  # (P, N)
+    def measure(weights: Array) -> dict[str, Array]:
+        gaps = [variant(weights) - reference(weights) for reference, variant in areas]
+        return {**{str(k): gap for k, gap in enumerate(gaps)}, "mean": np.mean(gaps, axis=0)}
 
-    def __call__(self, drawn: NDArray[np.intp]) -> float:
-        times = np.bincount(drawn, minlength=len(self._positive)).astype(np.float64)
-        p, n = times[self._positive], times[~self._positive]
-        pairs = p.sum() * n.sum()
-        return float(p @ self._right @ n / pairs) if pairs else float("nan")
-
-
-def _right(positive: NDArray[np.bool_], score: Array) -> Array:
-    """(P, N): 1 where the positive scores higher, 0.5 in a tie; NaN throughout if a score is none."""
-    if not np.isfinite(score).all():
-        return np.full((int(positive.sum()), int((~positive).sum())), np.nan)
-    a, b = score[positive][:, None], score[~positive][None]
-    return (a > b) + 0.5 * (a == b)
+    return weighted_bootstrap(measure, patients, draws=draws)
 
 
 def _estimate(positive: NDArray[np.bool_], score: Array) -> dict[str, float]:

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, threshold_at_sensitivity
+from cxrvit_edge.discrimination import CHOSEN, chosen_thresholds, discrimination, within_group
+from cxrvit_edge.metrics import DRAWS, Index, auc, bootstrap, delong, number, plain
 from cxrvit_edge.model.config import CLASSES, FINDINGS
 from train.data.record import Record
-from train.intervals import DRAWS, Index, bootstrap, number, plain
 
-SENSITIVITY = 0.80  # the paper's, section 4.4
-LEAST_IMAGES = 5  # of each class inside a source: with fewer a bootstrap interval says nothing
-RATES = ("sensitivity", "specificity", "accuracy")
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
 
 def thresholds(labels: Labels, probabilities: Probabilities) -> dict[str, float]:
     """Per class the largest threshold with a sensitivity of at least 80 %; NaN without an image of the class."""
-    return {
-        name: threshold_at_sensitivity(labels == k, probabilities[:, k], SENSITIVITY) for k, name in enumerate(CLASSES)
-    }
-
-
-def rates(positive: NDArray[np.bool_], score: NDArray[np.float64], threshold: float) -> tuple[float, float, float]:
-    """Sensitivity, specificity and accuracy of score >= threshold; NaN where there is nothing to count."""
-    if not np.isfinite(threshold) or not positive.size:
-        return (float("nan"),) * 3
-    flagged = score >= threshold
-    return _share(flagged[positive]), _share(~flagged[~positive]), _share(flagged == positive)
-
-
-def _share(hits: NDArray[np.bool_]) -> float:
-    return float(hits.mean()) if hits.size else float("nan")
+    return chosen_thresholds(labels, probabilities, CLASSES)
 
 
 def diagnosis(
@@ -59,40 +41,9 @@ def diagnosis(
     if not labels.size:
         return out
 
-    def measure(i: Index) -> dict[str, float]:
-        y, p = labels[i], probabilities[i]
-        found: dict[str, float] = {f"auc {name}": auc(y == k, p[:, k]) for k, name in enumerate(CLASSES)}
-        chosen = {"own": thresholds(y, p), "fixed": fixed or {}}
-        for k, name in enumerate(CLASSES):
-            for way, points in chosen.items():
-                at = rates(y == k, p[:, k], points.get(name, float("nan")))
-                found.update({f"{way} {name} {rate}": v for rate, v in zip(RATES, at, strict=True)})
-        found["auc mean"] = _mean(found[f"auc {name}"] for name in CLASSES)
-        for way in chosen:
-            for rate in RATES:
-                found[f"{way} mean {rate}"] = _mean(found[f"{way} {name} {rate}"] for name in CLASSES)
-        return found
-
-    e = bootstrap(measure, patients, draws=draws)
-    out["auc"] = {}
-    for k, name in enumerate(CLASSES):
-        over_patients = e[f"auc {name}"]
-        out["auc"][name] = {
-            **plain(delong(labels == k, probabilities[:, k])),
-            "cluster_low": number(over_patients.low),
-            "cluster_high": number(over_patients.high),
-        }
-    out["auc"]["mean"] = plain(e["auc mean"])
-    own = thresholds(labels, probabilities)
-    for way, points in (("own", own), ("fixed", fixed)):
-        out[way] = None if points is None else {
-            name: {
-                **({} if name == "mean" else {"threshold": number(points.get(name, float("nan")))}),
-                **{rate: plain(e[f"{way} {name} {rate}"]) for rate in RATES},
-            }
-            for name in (*CLASSES, "mean")
-        }  # fmt: skip
-    return out
+    ways: dict[str, Mapping[str, float] | str] = {"own": CHOSEN, "fixed": fixed or {}}
+    out |= discrimination(labels, probabilities, patients, CLASSES, ways, draws=draws)
+    return out if fixed is not None else {**out, "fixed": None}
 
 
 def _mean(values: Any) -> float:
@@ -135,21 +86,6 @@ def findings(
 
 def within_source(records: Sequence[Record], logits: NDArray[np.float64], *, draws: int = DRAWS) -> dict[str, Any]:
     """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away."""
-    labels = np.array([-1 if r.label is None else r.label for r in records])
-    sources = np.array([r.source for r in records])
-    out: dict[str, Any] = {}
-    for source in sorted(set(sources)):
-        chosen = np.flatnonzero(sources == source)
-        for a, b in combinations(sorted(set(labels[chosen])), 2):
-            pair = chosen[np.isin(labels[chosen], (a, b))]
-            counts = [int((labels[pair] == k).sum()) for k in (a, b)]
-            if min(counts) < LEAST_IMAGES:
-                continue
-            margin = logits[pair, b] - logits[pair, a]
-            interval = cluster_bootstrap(
-                lambda i, pair=pair, margin=margin, b=b: auc(labels[pair][i] == b, margin[i]),  # type: ignore[misc]
-                [records[int(i)].patient for i in pair],
-                draws=draws,
-            )
-            out[f"{source}: {CLASSES[b]} against {CLASSES[a]}"] = {**plain(interval), "images": counts}
-    return out
+    labels = np.array([-1 if r.label is None else r.label for r in records], np.int64)
+    sources, patients = [r.source for r in records], [r.patient for r in records]
+    return within_group(sources, labels, logits, patients, CLASSES, draws=draws)

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.metrics import cluster_bootstrap, delong, mean_auc, severity
+from cxrvit_edge.metrics import DRAWS, RATES, cluster_bootstrap, delong, mean_auc, number, plain, rates, severity
 from cxrvit_edge.model.config import CLASSES
 from train.data.record import Record
-from train.diagnosis_eval import diagnosis, findings, rates, thresholds, within_source
+from train.diagnosis_eval import diagnosis, findings, thresholds, within_source
 from train.films import Broken
-from train.intervals import DRAWS, number, plain
 from train.lungs_eval import lung_dice
 from train.predict import Networks, Pooling, Predictions, predict_files
 from train.runs import Run, combine, find_weights, is_bundle, load_run
@@ -53,9 +52,7 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
     out["operating_points"] = {}
     for k, name in enumerate(CLASSES):
         found = rates(labels == k, probabilities[:, k], operating_points[name])
-        out["operating_points"][name] = dict(
-            zip(("sensitivity", "specificity", "accuracy"), map(number, found), strict=True)
-        )
+        out["operating_points"][name] = dict(zip(RATES, map(number, found), strict=True))
     out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in CUTS}
     out["lung_dice"] = lung_dice(p)
     out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())

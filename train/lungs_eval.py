@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cxrvit_edge.metrics import cluster_bootstrap
-from train.intervals import DRAWS, plain
+from cxrvit_edge.metrics import DRAWS, cluster_bootstrap, plain
 from train.predict import Predictions
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import auc, severity
+from cxrvit_edge.metrics import DRAWS, Index, auc, bootstrap, number, plain, severity
 from train.data.record import Record
-from train.intervals import DRAWS, Index, bootstrap, number, plain
 from train.predict import Predictions
 
 CUTS = (1.0, 2.0)  # a Brixia zone of 0-3 counts as affected from here; the paper does not say where it cut

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cxrvit_edge.metrics import auc, cluster_bootstrap, delong
+from cxrvit_edge.metrics import auc, bootstrap, cluster_bootstrap, delong, rates
 from cxrvit_edge.model.config import CLASSES, FINDINGS
 from train.data.record import Record
-from train.diagnosis_eval import diagnosis, findings, rates, thresholds
+from train.diagnosis_eval import diagnosis, findings, thresholds
 from train.evaluate import figures_of
-from train.intervals import bootstrap
 from train.predict import Predictions
 from train.severity_eval import brixia_scores, severity_figures, training_mean, zone_truth
 
