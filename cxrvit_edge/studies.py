@@ -133,7 +133,8 @@ def _fault(path: Path) -> tuple[str, str] | None:
         return "unreadable", getattr(error, "strerror", None) or str(error)
     if not regular:
         return "unreadable", "a folder or a device, not a file"
-    return None if os.access(path, os.R_OK) else ("unreadable", "no permission to read it")
+    allowed = os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+    return None if allowed else ("unreadable", "no permission to read it")
 
 
 def sample(studies: list[Study], limit: int, seed: int) -> list[Study]:

@@ -40,11 +40,11 @@ def test_weighted_figures_equal_those_of_the_images_drawn(sample: list[tuple[int
             for way, threshold in (("fixed", 0.4), ("own", own)):
                 at = rates(y == k, q[:, k], threshold)
                 found |= {f"{way} {k} {rate}": v for rate, v in zip(metrics.RATES, at, strict=True)}
-        found |= vars(severity(truth[i], score[i]))
-        return found | {"bias": float((score[i] - truth[i]).mean())}
+        found |= {**vars(severity(truth[i], score[i]))}
+        return {**found, "bias": float((score[i] - truth[i]).mean())}
 
     areas = [Auc(labels == k, p[:, k]) for k in range(3)]
-    ways = {
+    ways: dict[str, list[Rates] | list[RatesAtSensitivity]] = {
         "fixed": [Rates(labels == k, p[:, k], 0.4) for k in range(3)],
         "own": [RatesAtSensitivity(labels == k, p[:, k], 0.8) for k in range(3)],
     }
