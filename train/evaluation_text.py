@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cxrvit_edge.discrimination import LEAST_IMAGES
 from cxrvit_edge.model.config import CLASSES, FINDINGS
-from train.diagnosis_eval import LEAST_IMAGES
 from train.tables import aligned, interval
 
 Evaluation = Mapping[str, Any]

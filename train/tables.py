@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from cxrvit_edge.metrics import RATES
 from train import paper
-from train.diagnosis_eval import RATES
 from train.paper import HOSPITALS, Row, Table
 from train.severity_eval import FIGURES
 
