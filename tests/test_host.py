@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,3 +48,15 @@ def test_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert found == [Gpu(0, "Orin", "87", 64 << 30, driver)]
     if not Path("/sys/module/nvidia/version").exists():
         assert driver == "CUDA 12.6"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_given_back_where_there_is_a_way() -> None:
+    import resource
+
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # noqa: E731
+    pieces = [bytearray(60_000) for _ in range(2000)]  # under malloc's own threshold for mapping
+    kept, full = pieces[-1], resident()
+    del pieces
+    host.give_back_memory()
+    assert resident() < full - 60_000_000 and len(kept) == 60_000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.errors import EngineError
-from cxrvit_edge.host import cores
+from cxrvit_edge.host import cores, give_back_memory
 from cxrvit_edge.runtime.onnxruntime import OUTPUTS
 from cxrvit_edge.runtime.session import Float32, Outputs
 
@@ -49,6 +49,7 @@ class OpenVinoSession:
     def _compiled(self, shape: tuple[int, ...]) -> Any:
         self._model.reshape({"image": list(shape)})
         request = self._core.compile_model(self._model, "CPU", self._config).create_infer_request()
+        give_back_memory()  # some 20 MB that compiling took
         self._requests[shape[0]] = request
         return request
 
