@@ -1,0 +1,237 @@
+"""compare.html: one self-contained page, no script, of one family with the worklist's and the benchmark's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import cxrvit_edge.benchmark.page as benchmark_page
+from cxrvit_edge.benchmark.markup import bullets, pairs, table
+from cxrvit_edge.bundle import PriorityTable
+from cxrvit_edge.compare import words
+from cxrvit_edge.compare.ranks import ranks
+from cxrvit_edge.report.html import _breakable, _scale, _uri, shown
+
+FLIPS = 200  # rows of the table of flips
+ZONES = ("upper", "middle", "lower")
+_HERE = Path(__file__).parent
+_MORE = "{:,} more are in compare.json."
+
+
+class Picture(NamedTuple):
+    """What `thumbnails.load` gives of a film and of its severity overlay: bytes, height, width."""
+
+    film: tuple[bytes, int, int]
+    overlay: tuple[bytes, int, int] | None
+
+
+def render(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture]) -> str:
+    """HTML of a report of `compare`. pictures: by side (a or b) and SHA-256; an absent one is said to be absent."""
+    style = (Path(benchmark_page.__file__).parent / "page.css").read_text("utf-8")
+    own = Template((_HERE / "page.css").read_text("utf-8")).substitute(scale=_scale())
+    return Template((_HERE / "page.html").read_text("utf-8")).substitute(
+        style=style + own,
+        date=shown(benchmark_page.date(report["created"])),
+        tool=shown(f"{report['tool']['name']} {report['tool']['version']}"),
+        research_use=shown(report["research_use"]),
+        caveat=shown(report["caveat"]),
+        **{letter: shown(report[letter]["name"]) for letter in "ab"},
+        sides=f'<div class="sides">{pairs((x.upper(), _side(report[x])) for x in "ab")}</div>',
+        headline="".join(f"<div><dd>{value}</dd><dt>{shown(name)}</dt></div>" for name, value in _headline(report)),
+        summary=pairs((shown(question), shown(said)) for question, said in words.sentences(report)),
+        notes=bullets([shown(note) for note in report["notes"]]),
+        order=_order(report),
+        flips=_flips(report),
+        figures=_figures(report),
+        largest=_largest(report, pictures),
+    )
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{n:,} {words.STATUS_WORDS.get(status, status)}" for status, n in side["statuses"].items())
+    return f"{shown(words.what(side))}<br><small>{shown(counts)}</small>"
+
+
+def _headline(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    images, flips, worklist = report["images"], report["flips"], report["worklist"]
+    yield "images on both sides", f"{images['matched']:,}"
+    yield f"of {images['judged']:,} changed their label", f"{len(flips['label']):,}"
+    yield "changed their priority", f"{len(flips['priority']):,}"
+    if worklist["spearman"] is not None:
+        rho = words.correlation(worklist["spearman"])
+        yield "Spearman's rho of the worklists", shown(rho.replace("over ", "> "))
+    largest = [g["largest"] for g in report["differences"]["probabilities"].values() if g["largest"] is not None]
+    if largest:
+        yield "largest difference of a probability", words.size(max(largest))
+
+
+def _order(report: Mapping[str, Any]) -> str:
+    worklist, flips = report["worklist"], report["flips"]
+    order = [*PriorityTable().order]
+    order += sorted({p for counts in worklist["priorities"] for p in counts} - set(order))
+    changed = {tuple(image["rank"]) for kind in ("priority", "status") for image in flips[kind]}
+    drawn = worklist["places"]
+    chart = ranks(drawn, sorted(changed), worklist["images"], order, worklist["priorities"])
+    rows = [
+        ("All images", worklist["images"], worklist["spearman"], worklist["kendall"]),
+        ("Judged by both", *(worklist["judged"][k] for k in ("images", "spearman", "kendall"))),
+    ]
+    out = [
+        table(
+            ["Rank correlation", "Images", "Spearman&#x27;s rho", "Kendall&#x27;s tau-b"],
+            ([name, f"{n:,}", *(words.correlation(v) for v in values)] for name, n, *values in rows),
+        )
+    ]
+    if worklist["why"]:
+        out.append(f'<p class="read">None: {shown(worklist["why"])}.</p>')
+    if worklist["overlap"]:
+        shares = ([f"First {top['first']}", f"{top['shared']} of {top['first']}"] for top in worklist["overlap"])
+        out.append(table(["Top of the worklist", "In both"], shares))
+    a, b = worklist["priorities"]
+    out.append(table(["Priority", "A", "B"], ([_chip(p), f"{a.get(p, 0):,}", f"{b.get(p, 0):,}"] for p in order)))
+    if worklist["images"]:
+        said = "A dot is an image; on the diagonal it has the same place. "
+        said += f"Orange rings: {len(changed):,} of another priority or status."
+        if len(drawn) < worklist["images"]:
+            said += f" {len(drawn):,} of {worklist['images']:,} are drawn, those that moved farthest among them."
+        said += " Images that are equally urgent stand by name, and count as tied in the correlations."
+        out.append(f'<p class="read">{said}</p>')
+    return f'<div class="order"><div>{chart}</div><div>{"".join(out)}</div></div>'
+
+
+def _flips(report: Mapping[str, Any]) -> str:
+    found = list(words.flips(report))
+    if not found:
+        return "<p>None: every image has the same label, flags, priority and status on both sides.</p>"
+    labelled = report["labels"] is not None
+    head = ["Image", "What", "A", "B", *(["Its label"] if labelled else []), "Place in A", "in B"]
+    rows = [
+        [
+            _named(image),
+            shown(kind[:1].upper() + kind[1:]),
+            *(_chip(v) if kind == "priority" else shown(v) for v in (before, after)),
+            *([shown(words.truth(image))] if labelled else []),
+            *(f"{place:,}" for place in image["rank"]),
+        ]
+        for kind, image, before, after in found[:FLIPS]
+    ]
+    out = table(head, rows, texts=len(head) - 2)
+    return out + (f'<p class="read">{_MORE.format(len(found) - FLIPS)}</p>' if len(found) > FLIPS else "")
+
+
+def _figures(report: Mapping[str, Any]) -> str:
+    found = report["differences"]
+    if not found["images"]:
+        return "<p>No image was judged on both sides.</p>"
+    rows = [(f"Probability of {shown(words.class_name(c))}", g) for c, g in found["probabilities"].items()]
+    rows += [("Severity score (0 to 6)", found["severity"]), ("Zones (0 to 1)", found["zones"])]
+    columns = ("mean", "mae", "rms", "largest")
+    body = [
+        [name, f"{gap['count']:,}", *("not defined" if gap[k] is None else _signed(gap[k], k) for k in columns)]
+        for name, gap in rows
+    ]
+    out = table(["B less A", "Values", "Mean", "Mean size", "Root mean square", "Largest size"], body)
+    by_zone = found["zones"]["by_zone"]
+    if by_zone:
+        cells = [[name.capitalize(), *map(words.size, row)] for name, row in zip(ZONES, by_zone, strict=True)]
+        caption = "Mean size of the difference of each zone, as the image hangs"
+        out += table(["Zone", "Image-left (patient&#x27;s right)", "Image-right (patient&#x27;s left)"], cells, caption)
+    return out
+
+
+def _largest(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture]) -> str:
+    found = report["largest"]
+    if not found["images"]:
+        return "<p>None: no image has another probability or score.</p>"
+    differing, images = found["differing"], found["images"]
+    return (
+        f'<p class="read">The {len(images)} largest of {differing:,} images that differ, by {shown(found["measure"])}. '
+        'Severity overlay: 0 <span class="scale" role="img" aria-label="yellow to red"></span> 1, inside the lungs '
+        "that were found; not for localisation. Reduced pictures, not for diagnosis. Point at one to see it without "
+        "the overlay.</p>"
+        + "".join(_case(i, image, pictures, report["classes"]["common"]) for i, image in enumerate(images, 1))
+    )
+
+
+def _case(
+    number: int, image: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture], classes: Sequence[str]
+) -> str:
+    key = image["sha256"] or ""
+    said = [f"difference {words.size(image['difference'])}"]
+    said += [f"{kind} changed" for kind in image["changes"]] + (
+        [f"its label: {words.truth(image)}"] if "truth" in image else []
+    )
+    figures = "".join(
+        f"<figure><figcaption><b>{x.upper()}</b></figcaption>{_film(pictures.get((x, key)), x)}"
+        f"{_zones(image[x])}</figure>"
+        for x in "ab"
+    )
+    return (
+        f'<article class="case"><h3>{number}. <bdi>{_breakable(image["file"])}</bdi>'
+        f"<small>{key[:12]}; {shown('; '.join(said))}</small></h3>{figures}{_numbers(image, classes)}</article>"
+    )
+
+
+def _numbers(image: Mapping[str, Any], classes: Iterable[str]) -> str:
+    a, b = image["a"], image["b"]
+    rows = [
+        ["Place", *(f"{place:,}" for place in image["rank"]), f"{image['rank'][1] - image['rank'][0]:+,}"],
+        ["Priority", _chip(a["priority"]), _chip(b["priority"]), ""],
+        ["Label", *(shown(_label(side)) for side in (a, b)), ""],
+    ]
+    for name in classes:
+        p, q = ((side["probabilities"] or {}).get(name) for side in (a, b))
+        flags = [" flagged" if (side["flags"] or {}).get(name) and name != "normal" else "" for side in (a, b)]
+        cells = [f"{_number(v)}{flag and f'<small>{flag}</small>'}" for v, flag in zip((p, q), flags, strict=True)]
+        rows.append([shown(words.class_name(name)), *cells, _gap(p, q)])
+    rows.append(["Score", _number(a["score"]), _number(b["score"]), _gap(a["score"], b["score"])])
+    return table(["", "A", "B", "B less A"], rows)
+
+
+def _label(side: Mapping[str, Any]) -> str:
+    return words.class_name(side["label"]) if side["label"] else words.standing_words(side["standing"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _gap(a: float | None, b: float | None) -> str:
+    return "" if a is None or b is None else f"{b - a:+.3f}"
+
+
+def _signed(value: float, kind: str) -> str:
+    words_ = words.size(abs(value))
+    return f"{'-' if value < 0 else '+' if value > 0 else ''}{words_}" if kind == "mean" else words_
+
+
+def _film(picture: Picture | None, side: str) -> str:
+    if picture is None:
+        return '<div class="noim">no image</div>'
+    data, height, width = picture.film
+    size = f'width="{width}" height="{height}"'
+    out = f'<img src="{_uri("jpeg", data)}" {size} alt="Radiograph, reduced, as {side.upper()} saw it">'
+    if picture.overlay is not None and picture.overlay[1:] == (height, width):
+        out += f'<img class="map" src="{_uri("png", picture.overlay[0])}" {size} alt="">'
+    return f'<div class="im">{out}</div>'
+
+
+def _zones(side: Mapping[str, Any]) -> str:
+    if not side["zones"]:
+        return ""
+    cells = "".join(f'<i style="--v:{v:.2f}">{v:.2f}</i>' for row in side["zones"] for v in row)
+    said = "; ".join(
+        f"{name} {right:.2f} and {left:.2f}" for name, (right, left) in zip(ZONES, side["zones"], strict=True)
+    )
+    what = f"Zones, patient&#x27;s right and left: {said}"
+    return f'<div class="zones" role="img" aria-label="{what}"><span>R</span><span>L</span>{cells}</div>'
+
+
+def _named(image: Mapping[str, Any]) -> str:
+    return f"<bdi>{_breakable(image['file'])}</bdi><small>{(image['sha256'] or '')[:12]}</small>"
+
+
+def _chip(priority: str) -> str:
+    return f'<span class="chip {shown(priority)}">{shown(priority[:1].upper() + priority[1:])}</span>'
