@@ -47,6 +47,7 @@ def differences(a: Side, b: Side, truths: Mapping[str, int], listed: int) -> dic
             "common": common,
             "only_in_a": [c for c in a.manifest.classes if c not in common],
             "only_in_b": [c for c in b.manifest.classes if c not in common],
+            "flagged": [c for c in common if c in (*a.manifest.priority.flagged, *b.manifest.priority.flagged)],
         },
         "worklist": _worklist(held),
         "flips": _flips(held, common),

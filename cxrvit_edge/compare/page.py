@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ def _headline(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     images, flips, worklist = report["images"], report["flips"], report["worklist"]
     yield "images on both sides", f"{images['matched']:,}"
     yield f"of {images['judged']:,} changed their label", f"{len(flips['label']):,}"
+    yield "flags changed", f"{sum(map(len, flips['flags'].values())):,}"
     yield "changed their priority", f"{len(flips['priority']):,}"
     if worklist["spearman"] is not None:
         rho = words.correlation(worklist["spearman"])
@@ -129,7 +130,14 @@ def _figures(report: Mapping[str, Any]) -> str:
     rows += [("Severity score (0 to 6)", found["severity"]), ("Zones (0 to 1)", found["zones"])]
     columns = ("mean", "mae", "rms", "largest")
     body = [
-        [name, f"{gap['count']:,}", *("not defined" if gap[k] is None else _signed(gap[k], k) for k in columns)]
+        [
+            name,
+            f"{gap['count']:,}",
+            *(
+                "not defined" if gap[k] is None else (words.signed if k == "mean" else words.size)(gap[k])
+                for k in columns
+            ),
+        ]
         for name, gap in rows
     ]
     out = table(["B less A", "Values", "Mean", "Mean size", "Root mean square", "Largest size"], body)
@@ -150,43 +158,44 @@ def _largest(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Pictu
         f'<p class="read">The {len(images)} largest of {differing:,} images that differ, by {shown(found["measure"])}. '
         'Severity overlay: 0 <span class="scale" role="img" aria-label="yellow to red"></span> 1, inside the lungs '
         "that were found; not for localisation. Reduced pictures, not for diagnosis. Point at one to see it without "
-        "the overlay.</p>"
-        + "".join(_case(i, image, pictures, report["classes"]["common"]) for i, image in enumerate(images, 1))
+        "the overlay.</p>" + "".join(_case(i, image, pictures, report["classes"]) for i, image in enumerate(images, 1))
     )
 
 
 def _case(
-    number: int, image: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture], classes: Sequence[str]
+    number: int, image: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture], classes: Mapping[str, Any]
 ) -> str:
     key = image["sha256"] or ""
     said = [f"difference {words.size(image['difference'])}"]
-    said += [f"{kind} changed" for kind in image["changes"]] + (
-        [f"its label: {words.truth(image)}"] if "truth" in image else []
-    )
+    said += [f"{kind} changed" for kind in image["changes"]]
+    if "truth" in image:
+        said.append(f"its label: {words.truth(image)}")
     figures = "".join(
         f"<figure><figcaption><b>{x.upper()}</b></figcaption>{_film(pictures.get((x, key)), x)}"
         f"{_zones(image[x])}</figure>"
         for x in "ab"
     )
     return (
-        f'<article class="case"><h3>{number}. <bdi>{_breakable(image["file"])}</bdi>'
-        f"<small>{key[:12]}; {shown('; '.join(said))}</small></h3>{figures}{_numbers(image, classes)}</article>"
+        f'<article class="case"><h3>{number}. {_file(image)}<small>{key[:12]}; {shown("; ".join(said))}</small></h3>'
+        f"{figures}{_numbers(image, classes)}</article>"
     )
 
 
-def _numbers(image: Mapping[str, Any], classes: Iterable[str]) -> str:
+def _numbers(image: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
     a, b = image["a"], image["b"]
     rows = [
-        ["Place", *(f"{place:,}" for place in image["rank"]), f"{image['rank'][1] - image['rank'][0]:+,}"],
+        ["Place", *(f"{place:,}" for place in image["rank"]), _moved(*image["rank"])],
         ["Priority", _chip(a["priority"]), _chip(b["priority"]), ""],
         ["Label", *(shown(_label(side)) for side in (a, b)), ""],
     ]
-    for name in classes:
+    for name in classes["common"]:
         p, q = ((side["probabilities"] or {}).get(name) for side in (a, b))
-        flags = [" flagged" if (side["flags"] or {}).get(name) and name != "normal" else "" for side in (a, b)]
+        flags = [
+            " flagged" if (side["flags"] or {}).get(name) and name in classes["flagged"] else "" for side in (a, b)
+        ]
         cells = [f"{_number(v)}{flag and f'<small>{flag}</small>'}" for v, flag in zip((p, q), flags, strict=True)]
-        rows.append([shown(words.class_name(name)), *cells, _gap(p, q)])
-    rows.append(["Score", _number(a["score"]), _number(b["score"]), _gap(a["score"], b["score"])])
+        rows.append([shown(words.class_name(name)), *cells, words.gap(p, q)])
+    rows.append(["Score", _number(a["score"]), _number(b["score"]), words.gap(a["score"], b["score"])])
     return table(["", "A", "B", "B less A"], rows)
 
 
@@ -194,17 +203,12 @@ def _label(side: Mapping[str, Any]) -> str:
     return words.class_name(side["label"]) if side["label"] else words.standing_words(side["standing"])
 
 
+def _moved(a: int, b: int) -> str:
+    return f"{b - a:+,}" if b != a else "0"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _gap(a: float | None, b: float | None) -> str:
-    return "" if a is None or b is None else f"{b - a:+.3f}"
-
-
-def _signed(value: float, kind: str) -> str:
-    words_ = words.size(abs(value))
-    return f"{'-' if value < 0 else '+' if value > 0 else ''}{words_}" if kind == "mean" else words_
 
 
 def _film(picture: Picture | None, side: str) -> str:
@@ -230,7 +234,12 @@ def _zones(side: Mapping[str, Any]) -> str:
 
 
 def _named(image: Mapping[str, Any]) -> str:
-    return f"<bdi>{_breakable(image['file'])}</bdi><small>{(image['sha256'] or '')[:12]}</small>"
+    return f"{_file(image)}<small>{(image['sha256'] or '')[:12]}</small>"
+
+
+def _file(image: Mapping[str, Any]) -> str:
+    directory, slash, name = image["file"].rpartition("/")
+    return f'<bdi class="dir">{_breakable(directory + slash)}</bdi><bdi>{_breakable(name)}</bdi>'
 
 
 def _chip(priority: str) -> str:

@@ -112,7 +112,7 @@ def read_side(source: Source, at_hand: Iterable[Bundle] = ()) -> Side:
     manifest, known = _manifest(owner, findings, at_hand)
     notes = []
     if damaged:
-        notes.append(f"{damaged} damaged lines of {RESULTS} were left out; run triage again over its inputs")
+        notes.append(f"damaged lines of {RESULTS}, left out: {damaged:,}; run triage again over its inputs")
     if not known:
         notes.append(f"the bundle {owner.bundle} is not at hand: its worklist is taken to be in the usual order")
     return Side(

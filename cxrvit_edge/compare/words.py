@@ -40,9 +40,13 @@ def sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was found, each under the question that it answers, the most important first."""
     images, worklist = report["images"], report["worklist"]
     told = [report["same"]] if report["same"] else []
+    if report["data"]:
+        split = f" (split {report['data']['split']})" if report["data"]["split"] else ""
+        told.append(f"Images: {report['data']['path']}{split}.")
+    alike = report["identical"]
     told.append(
         f"{_count(images['matched'], 'image')} on both sides, {images['judged']:,} judged by both; "
-        f"{report['identical']:,} have the same result to the last digit."
+        f"{f'{alike:,}' if alike else 'none'} with the same result to the last digit."
     )
     if not images["matched"]:
         told.append("Nothing can be compared: no image is on both sides.")
@@ -161,9 +165,18 @@ def correlation(value: float | None) -> str:
     return "over 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
+def gap(a: float | None, b: float | None) -> str:
+    """B less A with its sign; nothing where one is absent."""
+    return "" if a is None or b is None else signed(b - a)
+
+
+def signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+' if value > 0 else ''}{size(abs(value))}"
+
+
 def size(value: float) -> str:
     """A difference: 0, or two significant digits."""
-    if not value:
+    if value < 5e-8:
         return "0"
     return f"{value:.3f}" if value >= 0.1 else f"{float(f'{value:.2g}'):.7f}".rstrip("0")
 

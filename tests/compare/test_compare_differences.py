@@ -207,6 +207,7 @@ def test_bundles_of_other_classes_are_compared_on_the_common_ones() -> None:
         "common": ["covid19"],
         "only_in_a": ["normal", "other_infection"],
         "only_in_b": ["tuberculosis"],
+        "flagged": ["covid19"],
     }
     assert list(report["differences"]["probabilities"]) == ["covid19"]
     assert report["differences"]["probabilities"]["covid19"]["mean"] == pytest.approx(0.3)
