@@ -30,9 +30,9 @@ from cxrvit_edge.readers import shown
 from cxrvit_edge.runtime.select import BACKENDS, PRECISIONS
 
 _GRAMMAR = (
-    "name a bundle, a precision (fp32, int8), BACKEND:PRECISION (openvino:int8), BUNDLE@BACKEND:PRECISION, or the "
+    "name a bundle, a precision (int8), BACKEND:PRECISION (openvino:int8), BUNDLE@BACKEND:PRECISION, or the output "
+    "folder of a triage run"
 )
-_GRAMMAR += "output folder of a triage run"
 
 
 class Source(NamedTuple):
