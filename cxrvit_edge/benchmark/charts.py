@@ -63,7 +63,7 @@ def roc(curves: Sequence[Curve], title: str, styles: Sequence[int] | None = None
     held = [one for one in held if len(one[2]) > 1]
     if not held:
         return empty(f"{title}: no curve, for want of images with and without it.")
-    x, y = Scale(0, 1, 46, _W - 8), Scale(0, 1, 312, 8)
+    x, y = Scale(0, 1, 46, _W - 12), Scale(0, 1, 312, 8)
     out = [bottom(x, y.start, y.stop, "False positive rate (1 - specificity)"), left(y, x.start, x.stop, "Sensitivity")]
     out.append(line(x(0), y(0), x(1), y(1), stroke=STRONG, dash="1 3"))
     rows: list[str] = []
@@ -92,10 +92,10 @@ def reliability(bins: Iterable[Mapping[str, Any]], title: str, index: int = 0) -
     held = [b for b in bins if b["count"] and _known(b["confidence"]) and _known(b["accuracy"])]
     if not held:
         return empty(f"{title}: no image in any bin.")
-    x, y = Scale(0, 1, 46, _W - 8), Scale(0, 1, 232, 8)
+    x, y = Scale(0, 1, 46, _W - 12), Scale(0, 1, 232, 8)
     most = max(b["count"] for b in held)
     counts = Scale(0, most, 318, 262)
-    colour, dash = style(index)
+    colour, _ = style(index)
     out = [
         left(y, x.start, x.stop, "Judged rightly"),
         bottom(x, counts.start, y.stop, "Confidence (highest probability)"),
@@ -115,12 +115,11 @@ def reliability(bins: Iterable[Mapping[str, Any]], title: str, index: int = 0) -
         words = f"{b['count']:,}"
         if len(words) * 6.2 <= c - a + 4:
             out.append(text((a + c) / 2, top - 3, words, anchor="middle", more=' font-size="9.5"'))
-    points = [(x(b["confidence"]), y(b["accuracy"])) for b in held]
-    dashes = f' stroke-dasharray="{dash}"' if dash else ""
-    out.append(f'<path d="{path(points)}" stroke="{colour}" stroke-width="1.4"{dashes}/>')
-    for (a, c), b in zip(points, held, strict=True):  # a dot's area is its images'
-        r = number(max(1.6, 5.5 * math.sqrt(b["count"] / most)))
-        out.append(f'<circle cx="{number(a)}" cy="{number(c)}" r="{r}" fill="{colour}" stroke="#fff"/>')
+    for b in held:  # a stem is the gap from what the confidence promises; a dot's area goes with its images
+        at, right = x(b["confidence"]), y(b["accuracy"])
+        out.append(line(at, y(b["confidence"]), at, right, stroke=colour, width=1.4))
+        r = number(max(2.2, 5.5 * math.sqrt(b["count"] / most)))
+        out.append(f'<circle cx="{number(at)}" cy="{number(right)}" r="{r}" fill="{colour}" stroke="#fff"/>')
     said = "; ".join(f"confidence {b['confidence']:.2f}: {b['accuracy']:.2f} of {b['count']}" for b in held)
     return svg(_W, 356, title, f"Reliability diagram. {said}", "".join(out))
 
@@ -185,7 +184,7 @@ def interval_axis(domain: tuple[float, float]) -> str:
     """Head of a column of `interval`."""
     x = Scale(*domain, 4, 156)
     at = x.ticks(3)
-    words = "".join(text(min(max(x(v), 10), 148), 11, w, anchor="middle") for v, w in zip(at, written(at), strict=True))
+    words = "".join(text(min(max(x(v), 14), 146), 11, w, anchor="middle") for v, w in zip(at, written(at), strict=True))
     return (
         f'<svg class="ci" viewBox="0 0 160 14" width="160" height="14" font-size="10" aria-hidden="true">{words}</svg>'
     )

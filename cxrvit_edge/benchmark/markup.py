@@ -70,7 +70,8 @@ def candidate(text: str, index: int) -> str:
     """A candidate's name after the line that stands for it in the charts."""
     colour, dash = style(index)
     stroke = line(0, 5, 22, 5, stroke=colour, dash=dash, width=2)
-    return f'<svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true">{stroke}</svg>{shown(text)}'
+    key = f'<svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true">{stroke}</svg>'
+    return f'<span class="cand">{key}{shown(text)}</span>'
 
 
 def chip(words: str, good: bool | None) -> str:
@@ -93,7 +94,7 @@ def table(
         first = f'<th scope="row">{row[0]}</th>' if row[0] else '<td class="same"></td>'
         cells = "".join(f"<td{n[i]}>{cell}</td>" for i, cell in enumerate(row) if i)
         body.append(f"<tr{'' if row[0] else ' class=more'}>{first}{cells}</tr>")
-    title = f"<caption>{caption}</caption>" if caption else ""
+    title = f"<caption><span>{caption}</span></caption>" if caption else ""
     kinds = f' class="{kind}"' if kind else ""
     inner = f"{title}<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'<div class="wide"><table{kinds}>{inner}</table></div>'

@@ -166,7 +166,7 @@ def _box(environment: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ),
     )
     load = environment["load"]["start"]
-    yield "Load", "not known" if load is None else f"{100 * load:.0f} % of the cores were busy at the start"
+    yield "Load", "not known" if load is None else f"{load:.2f} a core at the start (0: idle, 1: all busy)"
 
 
 def _software(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -195,7 +195,7 @@ def _ran(report: Mapping[str, Any]) -> str:
         threads = c.get("threads")
         rows.append(
             [
-                shown(c["name"]),
+                f'<span class="cand">{shown(c["name"])}</span>',
                 shown(f"{c['backend']} {c['version']}"),
                 shown(c["variant"]) + notes,
                 held,

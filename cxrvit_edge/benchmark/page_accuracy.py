@@ -123,7 +123,7 @@ def _problems(problems: Sequence[Mapping[str, Any]]) -> str:
         ]
         for p in problems
     ]
-    return f"<h3>Problems of the data</h3>{table(['What', 'First of them', 'Rows'], rows, texts=2)}"
+    return f"<h3>Problems of the data</h3>{table(['What', 'First of them', 'Rows'], rows, texts=2, kind='brief')}"
 
 
 def _auc(blocks: Blocks, place: Place) -> str:
@@ -208,8 +208,9 @@ def _calibration(blocks: Blocks, place: Place) -> str:
     return (
         f"<h3>Calibration</h3>{pictures(figures, 'triple')}"
         '<p class="read">On the dotted line a probability means what it says: of the images judged with confidence '
-        "0.8, eight in ten are judged rightly. Points below it are overconfident. Below: how many images each point "
-        "stands for; a point of few images says little. Brier score, expected calibration error (ECE): 0 is best.</p>"
+        "0.8, eight in ten are judged rightly. A point below it is overconfident by the length of its stem. Below: how "
+        "many images each point stands for; a point of few says little. Of Brier score and expected calibration "
+        "error (ECE) 0 is best.</p>"
     )
 
 

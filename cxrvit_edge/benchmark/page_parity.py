@@ -80,7 +80,7 @@ def _row(record: Mapping[str, Any]) -> list[str]:
     flips, bounds = found["flips"], record["bounds"]
     mae = found["severity"]["mae"]
     return [
-        f"{shown(record['variant'])}<small>against {shown(record['reference'])}</small>",
+        f'<span class="cand">{shown(record["variant"])}</span><small>against {shown(record["reference"])}</small>',
         chip("within", True) if record["within"] else chip("outside", False) + _failures(record),
         _verdict(record["at_99"]),
         _verdict(record["at_99_9"]),
@@ -115,7 +115,7 @@ def _changes(record: Mapping[str, Any]) -> str:
     left = len(changes) - LISTED
     more = f'<p class="read">{left:,} more are in report.json.</p>' if left > 0 else ""
     head = [f"Image<small>SHA-256, first {HASH} digits</small>", "From reference to candidate"]
-    return f"<h3>{title}: {count(len(changes), 'change')}</h3>{table(head, rows, texts=2)}{more}"
+    return f"<h3>{title}: {count(len(changes), 'change')}</h3>{table(head, rows, texts=2, kind='brief')}{more}"
 
 
 def _change(change: Mapping[str, Any]) -> Iterator[str]:

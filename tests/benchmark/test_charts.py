@@ -134,12 +134,12 @@ def test_roc_curves_lie_in_the_square(curves: list[charts.Curve]) -> None:
     assert len(lines) == sum(len(c.points) > 1 for c in curves)
     for points in lines:
         assert len(points) <= charts.ROC_POINTS
-        assert all(46 <= x <= 342 and 8 <= y <= 312 for x, y in points)
+        assert all(46 <= x <= 338 and 8 <= y <= 312 for x, y in points)
 
 
 def test_a_perfect_roc_goes_through_the_upper_left_corner() -> None:
     picture = charts.roc([charts.Curve("a", [(0, 0), (0, 1), (1, 1)], "1.000", (0.0, 1.0))], "ROC")
-    assert curve(drawn(picture)) == [[(46.0, 312.0), (46.0, 8.0), (342.0, 8.0)]]
+    assert curve(drawn(picture)) == [[(46.0, 312.0), (46.0, 8.0), (338.0, 8.0)]]
     assert ">1.000</text>" in picture
 
 
