@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import EngineError, ParityError, UsageError
@@ -80,6 +81,77 @@ def open_sessions(
     raise UsageError(f"{notes[-1]}; ask for it by name" if notes else _not_in_it(bundle, backend, precision))
 
 
+class Opened(NamedTuple):
+    """One precision of one back end, open and past its golden check; variant: of the bundle."""
+
+    variant: str
+    sessions: Sessions
+
+
+class PassedOver(NamedTuple):
+    name: str
+    why: str
+
+
+def open_every(
+    bundle: Bundle, *, backends: Sequence[str] = ("auto",), precisions: Sequence[str] = ("auto",), threads: int = 0
+) -> tuple[list[Opened], list[PassedOver]]:
+    """Every candidate that runs here, to be measured side by side, and why the others do not.
+
+    backends: auto is the one that `open_sessions` would take, all is every one but torch; precisions: auto is all that
+    were exported within their parity bounds, all is those outside too. UsageError, BundleError for what is unknown.
+    """
+    for precision in precisions:
+        _require_known(bundle, "auto", "auto" if precision == "all" else precision)
+    opened: dict[tuple[str, str], Opened] = {}
+    passed: dict[PassedOver, None] = {}  # in order, each once
+    for asked in backends:
+        _require_known(bundle, "auto" if asked == "all" else asked, "auto")
+        several = {"auto": _order(bundle, "auto"), "all": tuple(b for b in BACKENDS if b != "torch")}
+        for backend in several.get(asked, (asked,)):
+            for found in _every(bundle, backend, precisions, threads, silent=asked == "auto"):
+                if isinstance(found, PassedOver):
+                    passed[found] = None
+                else:
+                    opened.setdefault((backend, found.sessions.precision), found)
+            if asked == "auto" and any(name == backend for name, _ in opened):
+                break
+    return list(opened.values()), list(passed)
+
+
+def _every(
+    bundle: Bundle, backend: str, precisions: Sequence[str], threads: int, *, silent: bool
+) -> Iterator[Opened | PassedOver]:
+    """Of one back end; silent: say nothing of one that is not here at all, or runs nothing of this bundle."""
+    known = VARIANTS[backend]
+    for precision in PRECISIONS:
+        name, variant, named = f"{backend} {precision}", known.get(precision, ""), precision in precisions
+        if not (named or {"auto", "all"} & {*precisions}):
+            continue
+        if variant not in bundle.manifest.variants:
+            if named and not silent:
+                yield PassedOver(name, _not_in_it(bundle, backend, precision))
+            continue
+        if _outside(bundle, variant) and not (named or "all" in precisions):
+            yield PassedOver(name, "it was exported outside its parity bounds; --precision all measures it")
+            continue
+        try:
+            candidates, absent = find(bundle, backend, {precision: variant}, threads)
+        except EngineError as error:
+            if not silent:
+                yield PassedOver(name, str(error))
+            continue
+        for candidate in candidates:
+            sessions = _open(bundle, candidate, False)
+            if isinstance(sessions, dict):
+                version = next(iter(sessions.values())).version
+                size = candidate.batch_size or 0
+                yield Opened(variant, Sessions(backend, version, precision, sessions, batch_size=size))
+            else:
+                yield PassedOver(name, str(sessions))
+        yield from (PassedOver(name, why) for why in absent)
+
+
 def _order(bundle: Bundle, precision: str) -> tuple[str, ...]:
     """AUTO, with openvino before onnxruntime if it is installed and `build` has measured it to be faster."""
     if find_spec("openvino") is None:
@@ -120,7 +192,7 @@ def _wanted(bundle: Bundle, backend: str, precision: str, notes: list[str]) -> d
     for name, variant in VARIANTS[backend].items():
         if variant not in bundle.manifest.variants or precision not in ("auto", name):
             continue
-        outside = (bundle.variant(variant).parity or {}).get("within") is False
+        outside = _outside(bundle, variant)
         if outside and precision == "auto":
             notes.append(f"{backend} {name} passed over: it was exported outside its parity bounds")
             continue
@@ -128,6 +200,10 @@ def _wanted(bundle: Bundle, backend: str, precision: str, notes: list[str]) -> d
             notes.append(f"{backend} {name} was exported outside its parity bounds: see `cxrvit-edge inspect`")
         wanted[name] = variant
     return wanted
+
+
+def _outside(bundle: Bundle, variant: str) -> bool:
+    return (bundle.variant(variant).parity or {}).get("within") is False
 
 
 def _fastest(
