@@ -31,6 +31,7 @@ from cxrvit_edge.benchmark.axes import (
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4", "5 2 1 2 1 2", "3 5")
 ROC_POINTS, POINTS, FARTHEST = 200, 500, 50  # drawn at most: of a curve, of Bland-Altman, of these the outermost
+SCORES = (0.0, 6.0)  # least and most severity score
 _W = 350
 
 
@@ -138,7 +139,7 @@ def bland_altman(
     marks = [found["bias"]["value"], found["low"], found["high"]]
     every = [p for one in (found, *others) for p in _finite(one["points"])]
     ends = [v for one in (found, *others) for v in (one["bias"]["value"], one["low"], one["high"]) if _known(v)]
-    x = Scale(*_roomy([a for a, _ in every]), 46, 430)
+    x = Scale(*_roomy([*SCORES, *(a for a, _ in every)]), 46, 430)
     y = Scale(*_roomy([0.0, *ends, *(b for _, b in every)]), 272, 8)
     out = [
         bottom(x, y.start, y.stop, "Mean of score and reference (0-6)"),
@@ -146,14 +147,14 @@ def bland_altman(
     ]
     out.append(line(x.start, y(0), x.stop, y(0)))
     colour, _ = style(index)
-    dots = "".join(f"M{number(x(a))} {number(y(b))}h0" for a, b in kept)
-    out.append(f'<path d="{dots}" stroke="{colour}" stroke-width="4" stroke-linecap="round" stroke-opacity=".55"/>')
     names = ("bias", "lower limit", "upper limit")
     places = _apart([y(v) + 4 if _known(v) else 0.0 for v in marks], 13, y.stop + 8, y.start)
     for name, value, at, dash in zip(names, marks, places, ("", "6 3", "6 3"), strict=True):
         if _known(value):
             out.append(line(x.start, y(value), x.stop, y(value), stroke=TEXT, dash=dash, width=1.3))
             out.append(text(x.stop + 5, at, f"{name} {value:+.2f}", fill=TEXT))
+    dots = "".join(f"M{number(x(a))} {number(y(b))}h0" for a, b in kept)
+    out.append(f'<path d="{dots}" stroke="{colour}" stroke-width="4.4" stroke-linecap="round" stroke-opacity=".55"/>')
     said = ", ".join(f"{name} {v:+.2f}" for name, v in zip(names, marks, strict=True) if _known(v))
     picture = svg(540, 310, title, f"Bland-Altman plot of {len(points)} images. {said}", "".join(out))
     return Agreement(picture, len(kept), len(points))

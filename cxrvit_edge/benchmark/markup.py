@@ -45,7 +45,7 @@ def interval(e: Mapping[str, Any], decimals: int = 3, low: str = "low", high: st
 
 def undefined(e: Mapping[str, Any] | None) -> str:
     why = (e or {}).get("why")
-    return UNDEFINED + (f"<small>{shown(why)}</small>" if why else "")
+    return UNDEFINED + (f"<small class=why>{shown(why)}</small>" if why else "")
 
 
 def name(code: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from cxrvit_edge.benchmark import charts
 from cxrvit_edge.benchmark.markup import (
+    UNDEFINED,
     bullets,
     candidate,
     count,
     estimate,
-    figure,
     interval,
     name,
     pairs,
@@ -94,10 +94,10 @@ def accuracy(report: Mapping[str, Any]) -> str:
 def _data(found: Mapping[str, Any], blocks: Blocks) -> Iterator[tuple[str, str]]:
     data = found["data"]
     yield (
-        "Labelled images",
+        "Images",
         (
             f"{data['images']:,} of {count(data['patients'], 'patient')}, split {shown(data['split'])}"
-            + (f"; {data['unlabelled']:,} more without a label" if data["unlabelled"] else "")
+            + (f"; {data['unlabelled']:,} of them without a label" if data["unlabelled"] else "")
         ),
     )
     yield "By class", ", ".join(f"{name(c)} {n:,}" for c, n in data["by_class"].items()) or "none"
@@ -239,8 +239,9 @@ def _severity(blocks: Blocks, place: Place) -> str:
         figures.append(picture(drawn.picture, candidate(which, place[which]), note))
     constant = next((found["constant"] for found in held.values() if found.get("constant")), None)
     if constant:
+        error = UNDEFINED if constant["mse"] is None else f"{constant['mse']:.2f}"
         which = f"<small>{constant['score']:.2f}, their mean</small>" if constant["score"] is not None else ""
-        rows.append([f"One score for all{which}", "", "", figure(constant["mse"]), "", ""])
+        rows.append([f"One score for all{which}", "", "", error, "", ""])
     head = ["Candidate", "Images", "Mean absolute<br>error", "Mean squared<br>error", "Correlation", "R²"]
     return (
         f"{title}{table(head, rows, 'Score of 0 to 6 against the reference, 95 % intervals')}"

@@ -179,6 +179,18 @@ def test_the_summary_tells_what_the_fastest_does(report: dict[str, Any], shown: 
     assert "2026-11-23 11:06 UTC" in head
 
 
+def test_few_samples_and_a_busy_box_are_said() -> None:
+    report = build()
+    assert "one in a hundred takes longer than" in Page(render(report)).parts["head"]
+    for latency in report["latency"].values():
+        latency["single_stream"]["samples"] = 8
+    report["environment"]["load"]["start"] = 5.82
+    found = Page(render(report))
+    assert "the slowest of 8 took" in found.parts["head"]
+    assert "Others were at work on the box (load 5.8 a core)" in found.parts["head"]
+    assert "Of fewer than 100, 99 % is the slowest." in found.parts["speed"]
+
+
 def test_one_class_only_is_said_not_drawn() -> None:
     text = render(build(classes=(0,)))
     found = Page(text)
