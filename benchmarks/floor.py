@@ -245,12 +245,14 @@ def main(argv: list[str] | None = None) -> None:
             work.mkdir()
             found.append(of_preset(name, batch, work))
         limits = probes.on_cpu(options.gemm, options.copy_mib << 20)
+        if probes.has_gpu():  # its candidates are those of `python -m benchmarks gpu`
+            limits += probes.on_gpu(copied=options.copy_mib << 20)
         peaks, seconds = measured(found, limits, options.seconds)
     peak = probes.best(peaks, "cpu")
     rows = []
     for i, graph in enumerate(found):
-        times = {name: t for (n, name), t in seconds.items() if n == i} or {"": None}
-        rows += [row(graph, batch, peak, name, t) for name, t in times.items()]
+        times = {name: t for (n, name), t in seconds.items() if n == i}
+        rows += [row(graph, batch, peak, name, t) for name, t in times.items()] or [row(graph, batch, peak, "", None)]
     tables = {
         "floor_peaks": [p.row() for p in peaks],
         "floor_parts": [part for graph in found for part in part_rows(graph)],

@@ -76,6 +76,7 @@ def on_gpu(
     def products(kind: str, dtype: Any) -> Probe:
         a, b = (_random(size).to(device, dtype) for _ in range(2))
         multiply = torch._int_mm if dtype == torch.int8 else torch.matmul
+        b = b.t() if dtype == torch.int8 else b  # as the card's INT8 products want it
 
         def run() -> None:
             torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
@@ -95,6 +96,15 @@ def on_gpu(
     probes = [products(kind, dtype) for kind, dtype in (kinds | {"int8": torch.int8}).items()]
     probes.append(Probe(device, "bytes", f"torch copy of {copied / 2**20:.0f} MiB", 2.0 * copied, copy))
     return list(_tried(probes, say))
+
+
+def has_gpu() -> bool:
+    """Whether torch is here and sees a CUDA device."""
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def wait(device: str) -> None:

@@ -24,8 +24,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import quantiles
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -33,13 +31,12 @@ import numpy as np
 from benchmarks import floor, floor_probes, gpu_parity
 from benchmarks import record as recording
 from benchmarks.gpu_candidates import Candidate, engines, torch_ways
+from benchmarks.gpu_measure import bound, in_turn, latency, parity
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.host import cores, gpus, processor
-from cxrvit_edge.preprocess import Float32, PreprocessConfig
-from cxrvit_edge.runtime.session import Outputs
 
 BATCHES = (1, 8, 64)
-LEAST = 5  # runs of each that count, however slow
+PARITY = 8  # images at once in the parity, where it is one of the batches
 QUERY = ("name", "driver_version", "power.limit", "power.draw", "clocks.sm", "clocks.max.sm", "temperature.gpu")
 Say = Callable[[str], None]
 
@@ -53,74 +50,6 @@ def card(say: Say) -> dict[str, str]:
         say(f"no nvidia-smi ({type(error).__name__}): no power limit, clocks or temperature")
         return {"name": gpu.name, "driver_version": gpu.driver} if (gpu := next(iter(gpus()), None)) else {}
     return dict(zip(QUERY, map(str.strip, said.splitlines()[0].split(",")), strict=False))
-
-
-def in_turn(runs: Mapping[Any, Callable[[], object]], seconds: float) -> dict[Any, list[float]]:
-    """Seconds of every run after one that does not count, A B A B."""
-    times: dict[Any, list[float]] = {key: [] for key in runs}
-    for run in runs.values():
-        run()
-    end = perf_counter() + seconds
-    while runs and (perf_counter() < end or len(next(iter(times.values()))) < LEAST):
-        for key, run in runs.items():
-            start = perf_counter()
-            run()
-            times[key].append(perf_counter() - start)
-    return times
-
-
-def latency(
-    candidates: Sequence[Candidate], image: Float32, batch: int, seconds: float, say: Say
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A row each at a batch size, and the best seconds with the image on the card, or as a whole where that is all."""
-    batched = np.ascontiguousarray(np.repeat(image, batch, 0))
-    whole: dict[str, Callable[[], object]] = {}
-    resident: dict[str, Callable[[], object]] = {}
-    for candidate in candidates:
-        try:
-            run, still = candidate.bind(batched)
-            run(batched)
-        except Exception as error:  # out of memory, no compiler: the others stand
-            say(f"passed over: {candidate.name} at batch {batch}: {_line(error)}")
-            continue
-        whole[candidate.name] = lambda run=run: run(batched)  # type: ignore[misc]
-        if still is not None:
-            resident[candidate.name] = still
-    keyed = {("whole", name): run for name, run in whole.items()}
-    keyed |= {("resident", name): run for name, run in resident.items()}
-    times = in_turn(keyed, seconds)
-    first = min(times.get(("whole", "torch fp32"), []), default=None)
-    table, best = [], {}
-    for candidate in (c for c in candidates if c.name in whole):
-        taken, still_s = times["whole", candidate.name], min(times.get(("resident", candidate.name), []), default=None)
-        cut = quantiles(taken, n=100, method="inclusive")
-        best[candidate.name] = still_s or min(taken)
-        row = {"candidate": candidate.name, "batch": batch, "samples": len(taken)}
-        row |= {"best_ms": _ms(min(taken)), "p50_ms": _ms(cut[49]), "p90_ms": _ms(cut[89])}
-        row["on_card_ms"] = _ms(still_s) if still_s else ""
-        row["images_a_second"] = round(batch / min(taken), 1)
-        row["times_torch_fp32"] = round(first / min(taken), 2) if first else ""
-        table.append(row | {"settings": candidate.told})
-    return table, best
-
-
-def parity(
-    bundle: Bundle, candidates: Sequence[Candidate], net: Any, images: Float32, sha256: Sequence[str], say: Say
-) -> list[dict[str, Any]]:
-    """Rows of every candidate and image, beside the network in float32 on the processor."""
-    from benchmarks.gpu_torch import WAYS, Bound
-
-    size = min(8, len(images))
-    reference = gpu_parity.outputs(Bound(net, WAYS[0], images[:size], "cpu").whole, images, size)
-    table = []
-    for candidate in candidates:
-        try:
-            found: Outputs = gpu_parity.outputs(candidate.bind(images[:size])[0], images, size)
-        except Exception as error:
-            say(f"passed over: {candidate.name} in the parity: {_line(error)}")
-            continue
-        table += gpu_parity.rows(bundle, candidate.name, found, reference, sha256)
-    return table
 
 
 def roofline(
@@ -164,14 +93,6 @@ def write(out: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]], about: M
     return paths
 
 
-def _ms(seconds: float) -> float:
-    return float(f"{seconds * 1e3:.4g}")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available() and not options.cpu_rehearsal:
         print("no CUDA device: nothing measured; --cpu-rehearsal runs the same code on the processor")
         return 2
-    from benchmarks.gpu_torch import load
+    from benchmarks.gpu_torch import WAYS, Bound, load
 
     device = "cpu" if options.cpu_rehearsal else "cuda"
     said: list[str] = []
@@ -217,31 +138,35 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{name}; torch {torch.__version__}, CUDA {torch.version.cuda}, bundle {bundle.sha256[:12]}")
     net = load(bundle.file(str(next(iter(bundle.manifest.raw["weights"].values())))))
     candidates = engines(bundle, max(batches), say) + torch_ways(net, device, options.without)
-    size = PreprocessConfig.from_dict(bundle.manifest.preprocessing).size
     images, sha256, what = gpu_parity.films(bundle, options.films, options.images, say)
-    assert images.shape[1:] == (1, size, size)
-    latencies: list[dict[str, Any]] = []
-    best: dict[tuple[int, str], float] = {}
-    for batch in batches:
-        table, found = latency(candidates, images[:1], batch, options.seconds, say)
-        latencies += table
-        best |= {(batch, key): seconds for key, seconds in found.items()}
-    kept = [c for c in candidates if any(key == c.name for _, key in best)]
-    apart = parity(bundle, kept, net, images, sha256, say)
-    limits = dict(enumerate(floor_probes.on_gpu(options.gemm, options.copy_mib << 20, device, say)))
-    best_of = {key: min(t) for key, t in in_turn({k: p.run for k, p in limits.items()}, options.seconds / 4).items()}
-    peaks = floor_probes.measured(limits, best_of)
-    rows: list[dict[str, Any]] = []
-    if find_spec("onnx") is None:
-        say("passed over: the floor (onnx is not installed: operations are counted from the graph)")
-    else:
-        rows = roofline(bundle, kept, best, peaks, device)
-    after = {} if device == "cpu" else card(say)
     about = {"card": name, "driver": before.get("driver_version", ""), "power_limit": before.get("power.limit", "")}
     about |= {"date": date.today().isoformat(), "box": f"{processor()}, {cores()} cores"}
     about |= {"python": platform.python_version(), "torch": torch.__version__, "bundle": bundle.sha256[:12]}
-    tables = {"gpu_latency": latencies, "gpu_parity": apart, "gpu_floor": rows}
+    tables: dict[str, list[dict[str, Any]]] = {"gpu_latency": [], "gpu_parity": [], "gpu_floor": []}
+    best: dict[tuple[int, str], float] = {}
+    compared = PARITY if PARITY in batches else batches[0]
+    for batch in batches:
+        batched = np.ascontiguousarray(np.repeat(images[:1], batch, 0))
+        runs = bound(candidates, batched, say)
+        if batch == compared:
+            reference = gpu_parity.outputs(Bound(net, WAYS[0], batched, "cpu").whole, images, batch)
+            tables["gpu_parity"] = parity(bundle, runs, reference, images, sha256, batch, say)
+        rows, found = latency(candidates, runs, batched, options.seconds, say)
+        tables["gpu_latency"] += rows
+        best |= {(batch, key): seconds for key, seconds in found.items()}
+        write(options.out, tables, about)  # so that a run that is cut short leaves what it has
+        del runs
+    limits = dict(enumerate(floor_probes.on_gpu(options.gemm, options.copy_mib << 20, device, say)))
+    spent = in_turn({key: probe.run for key, probe in limits.items()}, options.seconds / 4, say)
+    peaks = floor_probes.measured({key: limits[key] for key in spent}, {key: min(t) for key, t in spent.items()})
+    if find_spec("onnx") is None:
+        say("passed over: the floor (onnx is not installed: operations are counted from the graph)")
+    else:
+        tables["gpu_floor"] = roofline(bundle, candidates, best, peaks, device)
+    after = {} if device == "cpu" else card(say)
     paths = write(options.out, tables, about)
+    apart, latencies, rows = tables["gpu_parity"], tables["gpu_latency"], tables["gpu_floor"]
+    kept = [c for c in candidates if any(key == c.name for _, key in best)]
     for when, values in (("before", before), ("after", after)):
         say(f"{when}: {', '.join(f'{key} {value}' for key, value in values.items()) or 'not told'}")
     for candidate in kept:

@@ -39,7 +39,8 @@ def _read(folder: Path, count: int, config: PreprocessConfig, say: Say) -> list[
     from cxrvit_edge.preprocess import preprocess
     from cxrvit_edge.radiograph import read
 
-    found, refused = [], 0
+    found: list[tuple[Float32, str]] = []
+    refused = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if len(found) == count:
             break
@@ -59,7 +60,7 @@ def _generated(count: int, config: PreprocessConfig) -> list[tuple[Float32, str]
 
     found = []
     for i in range(count):
-        pixels = make_phantom(i, lesions=("none", "focal", "diffuse")[i % 3]).pixels  # type: ignore[arg-type]
+        pixels = make_phantom(i, lesions=(0.0, 0.3, 0.8)[i % 3]).pixels
         found.append((preprocess(Radiograph(pixels), config)[0], hashlib.sha256(pixels.tobytes()).hexdigest()))
     return found
 

@@ -71,6 +71,11 @@ def load(weights: Path) -> nn.Module:
     return checkpoint.network(tensors, config, name=str(weights)).eval()
 
 
+def forget() -> None:
+    """Drop what was compiled for other batch sizes: each further one is looked up among them at every call."""
+    torch._dynamo.reset()
+
+
 class Bound:
     """A way at one batch size. EngineError if it needs CUDA; what torch raises where it cannot."""
 
@@ -80,13 +85,13 @@ class Bound:
         if "graph" in way.how and not cuda:
             raise EngineError("CUDA graphs need CUDA")
         half = way.kind == "fp16" and not way.autocast
-        layout = torch.channels_last if way.kind == "fp16" else torch.contiguous_format
-        own = copy.deepcopy(net).to(device=device, dtype=torch.float16 if half else torch.float32, memory_format=layout)
+        own = copy.deepcopy(net).to(device=device, dtype=torch.float16 if half else torch.float32)
+        if way.kind == "fp16":
+            own = own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._net: Callable[[Tensor], Any] = own
         if way.how.startswith("compiled"):
-            torch._dynamo.reset()
             mode = "reduce-overhead" if way.how == "compiled graph" else None
-            self._net = torch.compile(own, dynamic=False, mode=mode)
+            self._net = torch.compile(own, fullgraph=True, dynamic=False, mode=mode)
         self._host = torch.empty(example.shape, pin_memory=cuda)
         self._image = torch.empty(example.shape, device=device, dtype=torch.float16 if half else torch.float32)
         self._graph: Any = None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parity, gpu_torch
+from benchmarks import gpu, gpu_measure, gpu_parity, gpu_torch
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.runtime import golden
 from cxrvit_edge.runtime.session import Outputs
@@ -53,7 +53,7 @@ def test_the_rehearsal(small_bundle: Path, tmp_path: Path, capsys: pytest.Captur
     assert [(row["batch"], row["candidate"]) for row in latency] == [(b, name) for b in "12" for name in names]
     for row in latency:
         assert 0 < float(row["best_ms"]) <= float(row["p50_ms"]) <= float(row["p90_ms"])
-        assert int(row["samples"]) >= gpu.LEAST
+        assert int(row["samples"]) >= gpu_measure.LEAST
         assert float(row["images_a_second"]) == pytest.approx(
             int(row["batch"]) * 1e3 / float(row["best_ms"]), rel=1e-2, abs=0.06
         )
@@ -113,6 +113,24 @@ def test_each_way_gives_the_reference(small_bundle: Path) -> None:
         assert golden.compare(found, expected).logits < allowed, way.name
         assert all(value.dtype == np.float32 for value in found)
     assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}  # left as it was
+
+
+def test_one_that_fails_later_is_left_out_and_the_others_stand() -> None:
+    calls: list[str] = []
+
+    def breaks() -> None:
+        calls.append("breaks")
+        if calls.count("breaks") == 3:
+            raise RuntimeError("out of memory\nwith a trace")
+
+    told: list[str] = []
+    times = gpu_measure.in_turn({"breaks": breaks, "works": lambda: calls.append("works")}, 0.0, told.append)
+    assert list(times) == ["works"]
+    assert len(times["works"]) == gpu_measure.LEAST
+    assert calls[:6] == ["breaks", "works"] * 3
+    assert calls[6:] == ["works"] * 3  # the first of the six does not count
+    assert told == ["passed over: breaks: out of memory"]
+    assert gpu_measure.in_turn({}, 0.0, told.append) == {}
 
 
 def test_images_in_batches_the_last_filled_up() -> None:
