@@ -69,7 +69,7 @@ def run(
     """The report (report.json) and what each candidate said of each labelled image.
 
     say: a line a phase; progress: phase, 0 to 1 of the whole. What a box or the data do not give is null in the report
-    and named in its notes, problems and passed_over. UsageError, BundleError, and EngineError if nothing runs here.
+    and named in its notes, problems and passed_over. UsageError, BundleError; EngineError, ParityError if nothing runs.
     """
     from cxrvit_edge import labels
     from cxrvit_edge.benchmark import candidates, judged, outputs
@@ -94,8 +94,8 @@ def run(
             raise UsageError(f"--data {os.fspath(options.data)}: no image to measure, split {options.split} ({why})")
     contenders, passed = candidates.gather(bundle, options)
     phases.end(f"{', '.join(c.name for c in contenders)} past the golden check")
-    for name, why in passed:
-        say(f"passed over: {name}: {why}")
+    for missing in passed:
+        say(f"passed over: {missing.name}: {missing.why}")
     with Sensors(gpu=any(c.on_gpu for c in contenders)) as sensors:
         seen, latency, end_to_end, failed = _measured(options, bundle, contenders, data, sensors, phases)
     phases.begin("figures")
@@ -109,7 +109,7 @@ def run(
         **_about(bundle, options),
         "environment": around,
         "candidates": [c.to_dict() for c in contenders],
-        "passed_over": [{"name": name, "why": why} for name, why in [*passed, *failed]],
+        "passed_over": [{"name": name, "why": why} for name, why, *_ in [*passed, *failed]],
         "latency": latency,
         "end_to_end": end_to_end,
         "accuracy": accuracy,

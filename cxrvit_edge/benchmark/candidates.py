@@ -9,7 +9,7 @@ import numpy as np
 
 from cxrvit_edge.benchmark.options import Options
 from cxrvit_edge.bundle import Bundle
-from cxrvit_edge.errors import CxrVitError, EngineError
+from cxrvit_edge.errors import CxrVitError, EngineError, ParityError
 from cxrvit_edge.runtime import golden, tuning
 from cxrvit_edge.runtime.candidates import ON_GPU
 from cxrvit_edge.runtime.select import Opened, PassedOver, Sessions, open_every
@@ -49,7 +49,8 @@ class Contender:
 def gather(bundle: Bundle, options: Options) -> tuple[list[Contender], list[PassedOver]]:
     """What runs here of what was asked for, with the reference of the parity, and why the rest does not.
 
-    EngineError if nothing runs at all; UsageError, BundleError.
+    If nothing runs at all, ParityError where that is because of golden outputs, else EngineError. UsageError,
+    BundleError.
     """
     opened, passed = open_every(
         bundle, backends=options.backends, precisions=options.precisions, threads=options.threads
@@ -65,8 +66,9 @@ def gather(bundle: Bundle, options: Options) -> tuple[list[Contender], list[Pass
         found = _contender(bundle, one)
         (passed if isinstance(found, PassedOver) else contenders).append(found)  # type: ignore[arg-type]
     if not contenders:
-        reasons = "; ".join(f"{name}: {why}" for name, why in passed) or "`cxrvit-edge doctor` lists what runs here"
-        raise EngineError(f"nothing of this bundle runs here: {reasons}")
+        reasons = "; ".join(f"{p.name}: {p.why}" for p in passed) or "`cxrvit-edge doctor` lists what runs here"
+        kind = ParityError if any(p.departs for p in passed) else EngineError
+        raise kind(f"nothing of this bundle runs here: {reasons}")
     return contenders, passed
 
 
@@ -85,7 +87,7 @@ def _contender(bundle: Bundle, opened: Opened) -> Contender | PassedOver:
             found = golden.compare(outputs, golden.load_outputs(bundle, opened.variant, graph))
             worst = golden.Difference(max(worst.logits, found.logits), max(worst.maps, found.maps))
     except CxrVitError as error:
-        return PassedOver(_name(opened), str(error))
+        return PassedOver(_name(opened), str(error), isinstance(error, ParityError))
     passed = worst.logits <= allowed.logits and worst.maps <= allowed.maps
     figures = {"logits": worst.logits, "maps": worst.maps, "passed": passed}
     return Contender(_name(opened), opened.variant, opened.sessions, figures, _set_up(bundle, opened))

@@ -21,10 +21,11 @@ from cxrvit_edge.discover import Found, discover
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.host import cores
 from cxrvit_edge.pipeline import Pipeline, Plan
+from cxrvit_edge.prepare import place
 from cxrvit_edge.summary import Progress, Summary
 from cxrvit_edge.triage import Triage
 
-MOST = 64  # files of a run, evenly spaced over those there are
+MOST = 100  # files of a run, evenly spaced over those there are
 ALONE = 24  # files that are timed one at a time
 WARM = 2
 
@@ -115,10 +116,11 @@ def _one_by_one(contenders: Sequence[Contender], bundle: Bundle, paths: Sequence
     some = [paths[i % len(paths)] for i in range(max(ALONE, min(len(paths), 2 * ALONE)))]
     found = [next(iter(discover([path]))) for path in some]
     block = ALONE // 4
+    warm = list({place(f.path): f for f in reversed(found)}.values())  # one that a worker process reads, if any is
     order = list(contenders)
     for at in range(0, len(found), block):
         for c in order:
-            best[c.name].alone += _alone(c, bundle, found[:1], found[at : at + block])
+            best[c.name].alone += _alone(c, bundle, warm, found[at : at + block])
         order.reverse()
 
 

@@ -184,7 +184,12 @@ def tegrastats(command: str = "tegrastats", *, wait: float = 3.0, clock: Clock =
             raise OSError("tegrastats has ended")
         return sum(latest[name] for name in [n for n in TOTAL if n in latest][:1] or list(latest))
 
-    if not first.wait(wait) or not latest:
+    try:
+        prints = first.wait(wait) and bool(latest)
+    except BaseException:  # an interrupt while it is waited for
+        close()
+        raise
+    if not prints:
         close()
         return f"{Path(command).name} prints no power"
     rails = [n for n in TOTAL if n in latest][:1] or sorted(latest)

@@ -23,6 +23,7 @@ REST = 0.010  # seconds before each block: threads that spin after a run take no
 LEAST = 64  # samples in single-stream, where `MOST` allows
 MOST = 6  # times `seconds` that a slow candidate may take for its least samples
 WARM_UP = (3, 0.1)  # runs that do not count, and share of `seconds` in which there may be more of them
+BATCHES = 8  # different ones, offline
 BINS = 40
 FEW = 100  # samples below which a 99th percentile is the slowest or the one before
 
@@ -166,7 +167,8 @@ def _offline(contender: Contender, films: Sequence[Film]) -> Callable[[int], obj
     inputs = []
     for graph in dict.fromkeys(film.graph for film in films):
         own = [film.tensor for film in films if film.graph == graph]
-        rows = [own[i % len(own)] for i in range(max(size, len(own) // size * size))]
+        count = min(BATCHES, max(1, len(own) // size))
+        rows = [own[i % len(own)] for i in range(count * size)]
         inputs += [(contender.sessions[graph], np.stack(rows[i : i + size])) for i in range(0, len(rows), size)]
 
     def run(number: int) -> object:

@@ -46,6 +46,14 @@ class Sensors:
         self._zone: tuple[str, Callable[[], float | None]] | None = None
 
     def __enter__(self) -> Sensors:
+        try:
+            self._open()
+        except BaseException:
+            self._closing.close()
+            raise
+        return self
+
+    def _open(self) -> None:
         if self._gpu:
             try:
                 self._card = nvml.Card(_bus_id(), loader=self._load)
@@ -59,10 +67,9 @@ class Sensors:
         self._throttles = self._throttle_count()
         self._read()
         thread = threading.Thread(target=self._follow, name="sensors", daemon=True)
+        thread.start()
         self._closing.callback(thread.join)
         self._closing.callback(self._stop.set)
-        thread.start()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closing.close()

@@ -14,7 +14,7 @@ import small_bundle as small
 from cxrvit_edge.benchmark.candidates import gather
 from cxrvit_edge.benchmark.options import Options
 from cxrvit_edge.bundle import Bundle
-from cxrvit_edge.errors import BundleError, EngineError, UsageError
+from cxrvit_edge.errors import BundleError, EngineError, ParityError, UsageError
 from cxrvit_edge.host import gpus
 from cxrvit_edge.runtime import select
 
@@ -66,7 +66,7 @@ def test_a_pass_on_record_is_not_taken_for_a_figure(both: Path) -> None:
 
 def test_nothing_runs(both: Path) -> None:
     break_golden(both, int8_bundle.GOLDEN)
-    with pytest.raises(EngineError, match=r"nothing of this bundle runs here: onnxruntime int8: .* golden outputs"):
+    with pytest.raises(ParityError, match=r"nothing of this bundle runs here: onnxruntime int8: .* golden outputs"):
         gather(Bundle.open(both), Options(backends=("onnxruntime",), precisions=("int8",), threads=1))
 
 
@@ -82,7 +82,8 @@ def test_outside_its_parity_bounds_only_where_asked_for(both: Path) -> None:
     bundle = Bundle.open(both)
     found, passed = gather(bundle, Options(threads=1))
     assert [c.name for c in found] == ["onnxruntime fp32"]
-    assert passed == [("onnxruntime int8", "it was exported outside its parity bounds; --precision all measures it")]
+    why = "it was exported outside its parity bounds; --precision all measures it"
+    assert passed == [("onnxruntime int8", why, False)]
     for precisions in (("int8",), ("all",)):
         found, passed = gather(bundle, Options(precisions=precisions, threads=1))
         assert "onnxruntime int8" in [c.name for c in found] and passed == []
@@ -117,6 +118,8 @@ def test_a_back_end_that_cannot_run_is_named(both: Path) -> None:
     found, passed = gather(Bundle.open(both), Options(backends=("tensorrt", "onnxruntime"), threads=1))
     assert [c.name for c in found] == ["onnxruntime fp32", "onnxruntime int8"]
     assert [p.name for p in passed] == ["tensorrt fp16"] and "no CUDA driver" in passed[0].why
+    with pytest.raises(EngineError, match="nothing of this bundle runs here: tensorrt fp16: no CUDA driver"):
+        gather(Bundle.open(both), Options(backends=("tensorrt",), threads=1))
 
 
 def test_what_the_bundle_or_the_back_end_does_not_have(both: Path) -> None:
