@@ -47,6 +47,7 @@ class Precision(str, Enum):
 BundleOption = Annotated[
     str | None, typer.Option("--bundle", metavar="DIR", help="Bundle folder or .zip; the embedded one by default.")
 ]
+SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Rows of a table of labels to take, or all.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -204,6 +205,112 @@ def build(
             _print_json({"engines": [b.to_dict() for b in built]})
         else:
             typer.echo("\n".join(told(built)))
+
+
+@app.command()
+def benchmark(
+    data: Annotated[
+        str | None, typer.Option(metavar="CSV|DIR", help="Labelled films: a table, or a folder for each class.")
+    ] = None,
+    split: SplitOption = "test",
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Take so many of them, drawn by class.")
+    ] = None,
+    bundle: BundleOption = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", metavar="B", help="Back end, or all; by default what triage takes.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", metavar="P", help="fp32, fp16 or int8; by default all there are.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Measure each at least so long.")] = 10.0,
+    reference: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="outputs.csv of another report, to hold this one against.")
+    ] = None,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = "benchmark-out",
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Measure a bundle on this box: latency, throughput, end to end; with labelled films accuracy and parity too.
+
+    DIR then holds report.html, report.json, latency.csv, accuracy.csv, parity.csv and outputs.csv. The variants take
+    turns, so that what else the box does slows all alike. --backend and --precision may be given several times.
+
+    \b
+    Examples:
+      cxrvit-edge benchmark
+      cxrvit-edge benchmark --data data/manifest.csv --split test --out report
+      cxrvit-edge benchmark --data data/manifest.csv --reference workstation/outputs.csv
+
+    \b
+    Exit code:
+      0  the report is written; what could not be measured is named in it
+      2  wrong use: a setting, the bundle or the data cannot be used
+    """
+    with _errors_told():
+        from cxrvit_edge import benchmark as b
+        from cxrvit_edge.progress import StepLine
+
+        options = b.Options(
+            data=data,
+            split=split,
+            images=images,
+            bundle=bundle,
+            backends=tuple(backend or ("auto",)),
+            precisions=tuple(precision or ("auto",)),
+            seconds=seconds,
+            reference=reference,
+            out=out,
+        )
+        with StepLine(shown=not quiet and sys.stderr.isatty()) as line:
+            report, observed = b.run(options, say=line.say if not quiet else lambda _: None, progress=line.update)
+        written = b.write(report, observed, out)
+        if as_json:
+            _print_json(report)
+        else:
+            typer.echo("\n".join([*b.told(report), *(f"wrote {path}" for path in written)]))
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", show_default=False)],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="PATH", help="Films, folders of them, or a table of labels.")
+    ] = None,
+    split: SplitOption = "test",
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the comparison.")] = "compare-out",
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Compare two bundles, precisions, back ends or triage runs over the same films: order, flips, differences.
+
+    A and B are each a precision (int8), a back end (openvino), both (openvino:int8), a bundle, a bundle with either
+    (bundle-out@int8), or the output folder of a triage, of which nothing is run again. DIR then holds compare.html
+    and compare.json. --data may be given several times; two output folders need none.
+
+    \b
+    Examples:
+      cxrvit-edge compare fp32 int8 --data films/
+      cxrvit-edge compare out-of-monday out-of-tuesday
+
+    \b
+    Exit code:
+      0  the comparison is written, whatever it says
+      2  wrong use: a side, a setting or the data cannot be used
+      3  a network did not reproduce its golden outputs on this box
+    """
+    with _errors_told():
+        from cxrvit_edge.compare import compare as compare_sides
+        from cxrvit_edge.compare import told
+        from cxrvit_edge.progress import StepLine
+
+        with StepLine(shown=not quiet and sys.stderr.isatty()) as line:
+            report = compare_sides(a, b, data=data or None, split=split, out=out, progress=line.update)
+        if as_json:
+            _print_json(report)
+        else:
+            typer.echo("\n".join([*told(report), f"wrote {out}/compare.html"]))
 
 
 @app.command()

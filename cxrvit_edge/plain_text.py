@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 LONG = 80  # a list of texts that is longer goes on a line each
@@ -24,6 +24,13 @@ def lines(values: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
                 yield from rest
         else:
             yield f"{start.ljust(width + indent)}  {_printable(_plain(value))}".rstrip()
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each: the first column to the left, the others, numbers, to the right."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    aligned = ((row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])) for row in rows)
+    return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def _nested(value: Any) -> bool:

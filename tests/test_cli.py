@@ -106,6 +106,17 @@ def test_build_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[str
     }
 
 
+def test_measuring_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, more in (
+        ("benchmark", {"--images", "--bundle", "--backend", "--precision", "--seconds", "--reference"}),
+        ("compare", set()),
+    ):
+        assert run(verb, "--help") == 0
+        shown = capsys.readouterr().out
+        found = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", shown, re.MULTILINE))
+        assert found == {"--data", "--split", "--out", "--json", "--quiet", "--help"} | more
+
+
 def test_a_step_line_draws_over_itself_and_words_go_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
     terminal = io.StringIO()
@@ -122,7 +133,7 @@ def test_a_step_line_draws_over_itself_and_words_go_above_it(monkeypatch: pytest
     assert silent.getvalue() == ""
 
 
-@pytest.mark.parametrize("verb", ["triage", "build", "inspect", "doctor"])
+@pytest.mark.parametrize("verb", ["triage", "build", "benchmark", "compare", "inspect", "doctor"])
 def test_every_verb_gives_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
     assert f"  cxrvit-edge {verb}" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from cxrvit_edge.benchmark.options import Options
+from cxrvit_edge.benchmark.words import told
 from cxrvit_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cxrvit_edge.labels import Labelled
     from cxrvit_edge.parity import Observation
 
-__all__ = ["Options", "run", "write"]
+__all__ = ["Options", "run", "told", "write"]
 
 SCHEMA = 1
 CAVEAT = (
