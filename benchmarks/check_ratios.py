@@ -56,14 +56,15 @@ def stored(name: str, benchmark: str) -> list[Ratio]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """stored: its CSV in results; keys: columns that name a row; work: columns that must agree; better: of a row.
+    """stored: its CSV in results; keys: columns that name a row; ratio: columns that are ratios; work: columns that
+    must agree; better: of a row.
 
     measure: rows as in the CSV, measured now; it gets an empty folder. needs: distributions. MeasureError if it fails.
     """
 
     stored: str
     keys: tuple[str, ...]
-    ratio: str
+    ratio: tuple[str, ...]
     better: Callable[[Row], Better]
     measure: Callable[[Path], Sequence[Row]]
     work: tuple[str, ...] = ()
@@ -77,14 +78,16 @@ class Benchmark:
         seen: dict[str, int] = {}
         found = []
         for row in rows:
-            key = ", ".join(str(row[k]) for k in self.keys) or self.stored
-            seen[key] = seen.get(key, 0) + 1
-            key += f" ({seen[key]})" if seen[key] > 1 else ""
+            name = ", ".join(str(row[k]) for k in self.keys) or self.stored
+            seen[name] = seen.get(name, 0) + 1
+            name += f" ({seen[name]})" if seen[name] > 1 else ""
             work = ", ".join(str(row.get(k, "")) for k in self.work)
-            why = "" if str(row[self.ratio]) else str(row.get("note") or "no ratio")
-            value = float(row[self.ratio]) if not why else float("nan")
             box, bundle = str(row.get("box", "")), str(row.get("bundle", ""))
-            found.append(Ratio(key, value, self.better(row), work, box, bundle, _versions(row), why))
+            for column in self.ratio:
+                key = f"{name}: {column}" if len(self.ratio) > 1 else name
+                why = "" if str(row[column]) else str(row.get("note") or "no ratio")
+                value = float(row[column]) if not why else float("nan")
+                found.append(Ratio(key, value, self.better(row), work, box, bundle, _versions(row), why))
         return found
 
 
@@ -148,17 +151,18 @@ def _by_unit(row: Row) -> Better:
 
 def _part(name: str, *needs: str) -> Benchmark:
     work = ("n", "images")
-    return Benchmark(f"pipeline_{name}", ("name",), "ratio", _by_unit, pipeline(name), work, needs)
+    return Benchmark(f"pipeline_{name}", ("name",), ("ratio",), _by_unit, pipeline(name), work, needs)
 
 
+_PEERS = ("peers", "--rounds", "1", "--starts", "1", "--no-build")
 REGISTRY: dict[str, Benchmark] = {
     "help": Benchmark(
-        *("help_time", (), "ratio", lambda _: "lower", script("help_time", "--rounds", "7", writes="help_time")),
+        *("help_time", (), ("ratio",), lambda _: "lower", script("help_time", "--rounds", "7", writes="help_time")),
     ),
     "precision": Benchmark(
         "precision_time",
         ("precision",),
-        "times_as_fast_at_best",
+        ("times_as_fast_at_best",),
         lambda _: "higher",
         script("precision_time", "--rounds", "10", writes="precision_time"),
         ("settings",),
@@ -166,9 +170,17 @@ REGISTRY: dict[str, Benchmark] = {
     "session": Benchmark(
         "session",
         ("variant", "batch", "session"),
-        "ratio",
+        ("ratio",),
         lambda _: "higher",
         script("session", "--rounds", "3", writes="session"),
+    ),
+    "peers": Benchmark(  # over 1 we are ahead of the peer
+        "peers",
+        ("name",),
+        ("end_to_end_ratio", "network_ratio_1"),
+        lambda _: "higher",
+        script(*_PEERS, writes="peers"),
+        ("images", "films"),
     ),
     "startup": _part("startup"),
     "host": _part("host"),

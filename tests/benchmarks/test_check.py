@@ -47,7 +47,7 @@ def benchmark(*measurements: Rows, better: str = "lower", needs: tuple[str, ...]
             raise MeasureError("it ended with exit code 3") from None
 
     direction: Callable[..., Any] = lambda _: better  # noqa: E731
-    return Benchmark("theirs", ("name",), "ratio", direction, measure, ("n",), needs)
+    return Benchmark("theirs", ("name",), ("ratio",), direction, measure, ("n",), needs)
 
 
 def said(capsys: pytest.CaptureFixture[str], registry: dict[str, Benchmark], *argv: str) -> tuple[int, str]:
@@ -126,6 +126,13 @@ def test_rows_of_one_name_are_told_apart_by_their_order(capsys: pytest.CaptureFi
     )
     assert code == 1
     assert "WORSE: a: part 0 (2): 2.000 -> 2.600" in out
+
+
+def test_a_row_of_several_ratios() -> None:
+    entry = Benchmark("theirs", ("name",), ("a", "b"), lambda _: "higher", lambda _: [], ("n",))
+    found = entry.ratios([{"name": "x", "a": "1.5", "b": "", "n": "8", "note": "out of memory"}])
+    assert [(r.key, r.why, r.work) for r in found] == [("x: a", "", "8"), ("x: b", "out of memory", "8")]
+    assert found[0].value == 1.5
 
 
 def test_packages_that_changed_are_told(capsys: pytest.CaptureFixture[str], results: Path) -> None:
