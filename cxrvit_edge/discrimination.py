@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import DRAWS, RATES, Plain, delong, number, plain, threshold_at_sensitivity
+from cxrvit_edge.metrics import DRAWS, RATES, Plain, bounded, delong, exact, number, plain, threshold_at_sensitivity
 from cxrvit_edge.resampling import Auc, Float, Rates, RatesAtSensitivity, weighted_bootstrap
 
 SENSITIVITY = 0.80  # the paper's, section 4.4
@@ -36,7 +36,7 @@ def discrimination(
 
     auc has DeLong's interval and, as cluster_low and cluster_high, that of the bootstrap over patients; a mean the
     latter alone. A way is {class: threshold}, or CHOSEN. reported: what thresholds are held against, if it is another
-    than probabilities.
+    than probabilities. An AUC of 1 has no interval, a rate of 0 or 1 the exact one of as many patients.
     """
     positive = [labels == k for k in range(len(classes))]
     scores = list(probabilities.T)
@@ -67,11 +67,18 @@ def discrimination(
         return found
 
     e = weighted_bootstrap(measure, patients, draws=draws, seed=seed) if len(labels) else {}
-    estimates = {name: plain(value) for name, value in e.items()}
+    estimates = {name: plain(bounded(value)) for name, value in e.items()}
+    for way in at:
+        for name, own in zip(classes, positive, strict=True):
+            for rate, counted in zip(RATES, (own, ~own, np.ones(len(own), bool)), strict=True):
+                key = f"{way} {name} {rate}"
+                if key in e:
+                    clusters = len({patients[int(i)] for i in np.flatnonzero(counted)})
+                    estimates[key] = plain(exact(e[key], clusters))
     area = {}
     for name, own, score in zip(classes, positive, scores, strict=True):
         over = estimates.get(f"auc {name}", UNDEFINED)
-        single = plain(delong(own, score)) if np.isfinite(score).all() and len(labels) else UNDEFINED
+        single = plain(bounded(delong(own, score))) if np.isfinite(score).all() and len(labels) else UNDEFINED
         area[name] = {**single, "cluster_low": over["low"], "cluster_high": over["high"]}
     out: dict[str, Any] = {"auc": {**area, MEAN: estimates.get(f"auc {MEAN}", UNDEFINED)}}
     for way, points in thresholds.items():
@@ -115,9 +122,9 @@ def by_group(
 
         e = weighted_bootstrap(measure, [patients[int(i)] for i in rows], draws=draws, seed=seed) if areas else {}
         few = {**UNDEFINED, "why": f"fewer than {LEAST_IMAGES} images of the class, or of the others"}
-        estimates = {name: plain(e[name]) if name in e else few for name in classes}
+        estimates = {name: plain(bounded(e[name])) if name in e else few for name in classes}
         lacking = {**UNDEFINED, "why": "not every class has one"}
-        estimates[MEAN] = plain(e[MEAN]) if MEAN in e else lacking
+        estimates[MEAN] = plain(bounded(e[MEAN])) if MEAN in e else lacking
         if not np.isfinite(p).all():
             estimates = {name: {**UNDEFINED, "why": "values that are not finite"} for name in estimates}
         out[group or "not stated"] = {"images": len(rows), "auc": estimates}
@@ -152,7 +159,7 @@ def within_group(
                 draws=draws,
                 seed=seed,
             )
-            out[f"{group}: {classes[b]} against {classes[a]}"] = {**plain(measured["auc"]), "images": counts}
+            out[f"{group}: {classes[b]} against {classes[a]}"] = {**plain(bounded(measured["auc"])), "images": counts}
     return out
 
 

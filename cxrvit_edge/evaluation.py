@@ -17,6 +17,7 @@ from cxrvit_edge.calibration_metrics import bland_altman, reliability
 from cxrvit_edge.discrimination import MEAN, UNDEFINED, Labels, by_group, discrimination, within_group
 from cxrvit_edge.metrics import (
     DRAWS,
+    bounded,
     number,
     plain,
     roc_points,
@@ -91,10 +92,10 @@ def severity(
     return {
         "images": len(scored),
         "not_scored": len(both) - len(scored),
-        **{name: plain(e[name]) for name in SEVERITY},
+        **{name: plain(bounded(e[name])) for name in SEVERITY},
         "constant": {"score": number(truth.mean()), "mse": number(truth.var())},
         "bland_altman": {
-            "bias": plain(e["bias"]),
+            "bias": plain(bounded(e["bias"])),
             "low": number(found.low),
             "high": number(found.high),
             "points": [[number(x), number(y)] for x, y in found.points],
@@ -111,7 +112,8 @@ def _calibration(
     bins = [
         {name: number(value) for name, value in vars(b).items()} | {"count": b.count} for b in reliability(labels, p)
     ]
-    return {"brier": plain(e["brier"]), "ece": plain(e["ece"]), "bins": bins}
+    ece = {**plain(e["ece"]), "low": None, "high": None}  # of resamples it is higher: their quantiles hold it rarely
+    return {"brier": plain(bounded(e["brier"])), "ece": ece, "bins": bins}
 
 
 def _curve(positive: NDArray[np.bool_], score: Float) -> list[list[float | None]]:

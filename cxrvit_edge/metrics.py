@@ -162,6 +162,20 @@ def percentile(value: float, drawn: Array) -> Estimate:
     return Estimate(float(value), float(low), float(high))
 
 
+def bounded(e: Estimate) -> Estimate:
+    """Without bounds if they are one: where no resample differs (one patient only, or classes that do not overlap) they
+    say nothing of other images."""
+    return Estimate(e.value, float("nan"), float("nan")) if e.low == e.high else e
+
+
+def exact(e: Estimate, patients: int) -> Estimate:
+    """A rate whose resamples do not differ, with the interval of Clopper and Pearson 1934 of so many patients."""
+    if e.low != e.high or e.value not in (0.0, 1.0):
+        return bounded(e)
+    least = 0.025 ** (1 / patients)
+    return Estimate(e.value, least, 1.0) if e.value else Estimate(e.value, 0.0, 1 - least)
+
+
 def number(value: float) -> float | None:
     """Four decimals; None for what is not defined, since JSON has no NaN."""
     return round(float(value), 4) if np.isfinite(value) else None

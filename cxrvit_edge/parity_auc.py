@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import DRAWS, Estimate, delong, mean_auc
+from cxrvit_edge.metrics import DRAWS, Estimate, bounded, delong, mean_auc
 from cxrvit_edge.resampling import Auc, weighted_bootstrap
 
 Array = NDArray[np.float64]
@@ -66,4 +66,4 @@ def _differences(
 def _estimate(positive: NDArray[np.bool_], score: Array) -> dict[str, float]:
     if not np.isfinite(score).all():
         return vars(Estimate(float("nan"), float("nan"), float("nan")))
-    return vars(delong(positive, score))
+    return vars(bounded(delong(positive, score)))

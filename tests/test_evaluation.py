@@ -105,6 +105,28 @@ def test_figures_are_those_of_the_plain_functions(bundle: Bundle) -> None:
     assert pair["images"] == [int((labels[rows] == k).sum()) for k in (0, 2)]
 
 
+def test_intervals_where_no_resample_differs(bundle: Bundle) -> None:
+    """Classes that do not overlap, and images of one patient: no interval from 1 to 1."""
+    pairs = [made(i, i % 3, tuple(8.0 * (k == i % 3) for k in range(3))) for i in range(60)]
+    pairs = [(o, replace(s, patient=f"p{i}")) for i, (o, s) in enumerate(pairs)]
+    found = block(pairs, bundle, draws=200)
+    for name, e in found["auc"].items():
+        assert (e["value"], e["low"], e["high"], e.get("cluster_low")) == (1.0, None, None, None), name
+    rate = found["operating"]["covid19"]["sensitivity"]
+    assert rate == {"value": 1.0, "low": number(0.025 ** (1 / 20)), "high": 1.0}  # 0.8316: as R's binom.test(20, 20)
+    assert found["operating"]["covid19"]["accuracy"]["low"] == number(0.025 ** (1 / 60))
+    assert found["operating"]["mean"]["sensitivity"]["low"] is None
+    one = block([(o, replace(s, patient="p")) for o, s in many()], bundle, draws=200)
+    assert all(e.get("cluster_low", e["low"]) is None for e in one["auc"].values())
+    assert one["calibration"]["brier"]["low"] is None and one["operating"]["normal"]["accuracy"]["low"] is None
+
+
+def test_the_calibration_error_has_no_interval(bundle: Bundle) -> None:
+    """Of a calibrated network every quantile of the resamples lies above the true error, often above the value."""
+    ece = block(many(), bundle, draws=200)["calibration"]["ece"]
+    assert ece["value"] > 0 and (ece["low"], ece["high"]) == (None, None)
+
+
 def test_what_triage_refuses_is_counted_and_still_measured(bundle: Bundle) -> None:
     pairs = many()
     before = block(pairs, bundle)

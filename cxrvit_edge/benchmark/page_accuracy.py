@@ -210,7 +210,7 @@ def _calibration(blocks: Blocks, place: Place) -> str:
         '<p class="read">On the dotted line a probability means what it says: of the images judged with confidence '
         "0.8, eight in ten are judged rightly. A point below it is overconfident by the length of its stem. Below: how "
         "many images each point stands for; a point of few says little. Of Brier score and expected calibration "
-        "error (ECE) 0 is best.</p>"
+        "error (ECE) 0 is best; no interval of the ECE is given, since resampled images have a higher one.</p>"
     )
 
 
