@@ -231,16 +231,3 @@ def absent(name: str, bound: str, why: str) -> dict[str, Any]:
     """A line for what could not be measured."""
     values = dict.fromkeys(("unit", "ours", "peer", "ratio", "n", "images"), "")
     return {"name": name, **values, "bound": bound, "holds": "not measured", "note": why}
-
-
-def children(pid: int | None = None) -> list[int]:
-    """Processes started by one, and by those (Linux)."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid or os.getpid()}/task").glob("*"):
-        try:
-            own = [int(child) for child in (task / "children").read_text().split()]
-        except OSError:  # it ended meanwhile
-            continue
-        for child in own:
-            found += [child, *children(child)]
-    return found

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.triage_common import Films, Options, children, cv2_threads, dicoms, instant, jpegs, pngs, row
+from benchmarks.harness import children
+from benchmarks.triage_common import Films, Options, cv2_threads, dicoms, instant, jpegs, pngs, row
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess

@@ -10,13 +10,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.triage_common import InstantSession, Options, children, copies, dicoms, jpegs, row
+from benchmarks import harness
+from benchmarks.triage_common import InstantSession, Options, copies, dicoms, jpegs, row
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.preprocess import Float32
 from cxrvit_edge.runtime.select import open_sessions
@@ -79,23 +79,11 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 @dataclass
-class Peak:
-    """Megabytes. together: largest sum of PSS; main, workers: the largest RSS of the process, and of a child."""
+class Peak(harness.Peak):
+    """Of a run, and how long it took."""
 
-    together: float = 0.0
-    main: float = 0.0
-    workers: float = 0.0
-    most_children: int = 0
     seconds: float = 0.0
     statuses: str = ""
-
-    def look(self, pid: int) -> None:
-        below = children(pid)
-        own, others = memory(pid), [memory(child) for child in below]
-        self.together = max(self.together, own["Pss"] + sum(m["Pss"] for m in others))
-        self.main = max(self.main, own["Rss"])
-        self.workers = max([self.workers, *(m["Rss"] for m in others)])
-        self.most_children = max(self.most_children, len(below))
 
     def told(self) -> str:
         return (
@@ -106,40 +94,19 @@ class Peak:
 
 def watch(folder: Path, out: Path) -> Peak:
     """Peak of a fresh process that triages `folder`."""
-    peak, start = Peak(), perf_counter()
+    start = perf_counter()
     command = [sys.executable, "-c", "from benchmarks.triage_memory import run; run()", str(folder), str(out)]
-    over = threading.Event()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
-
-        def look() -> None:
-            while not over.wait(EVERY):
-                peak.look(process.pid)
-
-        watcher = threading.Thread(target=look)
-        watcher.start()
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process,
+        harness.watched(process.pid, EVERY) as seen,
+    ):
         told, _ = process.communicate()
-        over.set()
-        watcher.join()
     if process.returncode:
         raise SystemExit(f"the run over {folder.name} inputs ended with {process.returncode}")
     result = json.loads(told)
-    peak.seconds, peak.statuses = perf_counter() - start, f"statuses {result['statuses']}"
+    peak = Peak(**vars(seen), seconds=perf_counter() - start, statuses=f"statuses {result['statuses']}")
     peak.main = max(peak.main, result["peak_rss_mb"])
     return peak
-
-
-def memory(pid: int) -> dict[str, float]:
-    """Rss and Pss in MB; 0 of a process that has ended."""
-    found = {"Rss": 0.0, "Pss": 0.0}
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return found
-    for line in text.splitlines()[1:]:
-        key, _, value = line.partition(":")
-        if key in found:
-            found[key] = int(value.split()[0]) * 1024 / 1e6
-    return found
 
 
 class FirstReal:

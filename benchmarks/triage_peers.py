@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.harness import interleaved
+from benchmarks.peer_network import OpenVino, pixels
 from benchmarks.triage_common import Options, absent, dicoms, jpegs, row, told
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.runtime.select import BACKENDS, Sessions, open_sessions
-from cxrvit_edge.runtime.session import Outputs
 from cxrvit_edge.triage import Triage
 
 if TYPE_CHECKING:
@@ -116,18 +115,6 @@ class TorchLoop:
         return found
 
 
-def pixels(path: Path) -> Any:
-    """(H, W) uint8 or uint16, brighter is denser, as a short script reads it."""
-    import cv2
-    import pydicom
-
-    if path.suffix != ".dcm":
-        return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    ds = pydicom.dcmread(path)
-    values = ds.pixel_array
-    return ((1 << ds.BitsStored) - 1 - values) if ds.PhotometricInterpretation == "MONOCHROME1" else values
-
-
 def openvino(options: Options) -> list[dict[str, Any]]:
     """The same pipeline around the tool's sessions and around OpenVINO's, blocks in turn."""
     if find_spec("openvino") is None:
@@ -165,34 +152,6 @@ def openvino(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-class OpenVino:
-    """A graph of the bundle on OpenVINO, as fast as it goes: shapes fixed, one compilation a batch size."""
-
-    backend, fingerprint = "onnxruntime", "openvino"  # by that name the pipeline forms the same batches
-    batch_sizes: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __init__(self, path: Path, precision: str, size: int) -> None:
-        openvino = import_module("openvino")
-        self.version, self.precision = version("openvino"), precision
-        self._core, self._path, self._size = openvino.Core(), path, size
-        self._requests: dict[int, Any] = {}
-
-    def run(self, batch: Float32) -> Outputs:
-        n = len(batch)
-        if n not in self._requests:
-            model = self._core.read_model(str(self._path))
-            model.reshape({"image": [n, 1, self._size, self._size]})
-            config = {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": cores(),
-            }
-            self._requests[n] = self._core.compile_model(model, "CPU", config).create_infer_request()
-        found = self._requests[n].infer({"image": batch}, share_inputs=True)
-        return Outputs(*(np.array(found[name], np.float32) for name in Outputs._fields))
-
-
 def openvino_sessions(bundle: Bundle, like: Sessions) -> Sessions:
     """OpenVINO in the place of these, compiled for the batches that the pipeline forms; outputs held against ours."""
     from cxrvit_edge.runtime import golden
@@ -221,15 +180,3 @@ def written(triage: Triage, paths: list[Path], out: Path) -> Callable[[], object
         triage.run(paths, out)
 
     return run
-
-
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Least seconds of each over rounds in turn, after one that does not count."""
-    best = dict.fromkeys(runs, float("inf"))
-    for i in range(rounds + 1):
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            if i:
-                best[name] = min(best[name], perf_counter() - start)
-    return best
