@@ -8,128 +8,30 @@ arithmetic by the fastest of them.
 compute floor   operations of each kind at the measured peak of that kind
 memory floor    weights, inputs and outputs, each moved once at the speed of the copy: what a perfect fusion would need
 per cent        the larger of the two floors, of the best time; all candidates and peaks in turn
-
-"moved" is what goes through memory if every node reads and writes its tensors there; kernels that fuse move less.
+moved           bytes if every node reads its tensors from memory and writes them there; kernels that fuse move less
+load            load average a core before it began, of others
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import floor_probes as probes
+from benchmarks.floor_graphs import Graph, of_bundle, of_file, of_preset
 from benchmarks.record import record
 from cxrvit_edge.bundle import Bundle
-from cxrvit_edge.errors import CxrVitError
-from cxrvit_edge.runtime import golden, measure
-from cxrvit_edge.runtime.candidates import VARIANTS, find, graphs
+from cxrvit_edge.host import cores
+from cxrvit_edge.runtime import measure
 from export import count as counting
 
 PRESETS = ("edge", "small", "paper")
-BACKENDS = ("onnxruntime", "openvino", "torch")
+BUSY = 0.3  # load a core from which a figure is disturbed
 PACKAGES = ("numpy", "onnxruntime", "onnx", "torch", "openvino")
-
-
-@dataclass
-class Graph:
-    """A graph's work, and what runs it here by name. sha256: of its file, 12 digits, "" where it is made anew."""
-
-    name: str
-    sha256: str
-    count: counting.Count
-    runs: dict[str, Callable[[], object]] = field(default_factory=dict)
-
-
-def of_bundle(bundle: Bundle, batch: int, say: Callable[[str], None] = print) -> list[Graph]:
-    """Each graph of each variant, with every back end of the processor that opens it and passes its golden check."""
-    import onnx
-
-    found = []
-    films = golden.load_inputs(bundle)
-    image = films[np.arange(batch) % len(films)]  # (B, 1, S, S)
-    for variant, spec in bundle.manifest.variants.items():
-        for graph in graphs(bundle):
-            file = spec.files[graph]
-            model = onnx.load(bundle.file(file), load_external_data=False)
-            name = variant if len(graphs(bundle)) == 1 else f"{variant} {graph}"
-            sha256 = bundle.manifest.files[file][:12]
-            found.append(Graph(name, sha256, counting.count(model, batch), _runs(bundle, variant, graph, image, say)))
-    return found
-
-
-def _runs(
-    bundle: Bundle, variant: str, graph: str, image: Any, say: Callable[[str], None]
-) -> dict[str, Callable[[], object]]:
-    out: dict[str, Callable[[], object]] = {}
-    for backend in BACKENDS:
-        for precision, needs in VARIANTS[backend].items():
-            if needs != variant:
-                continue
-            name = f"{backend} {precision}"
-            try:
-                candidate = find(bundle, backend, {precision: variant}, 0)[0][0]
-                session = candidate.open(graph)
-                golden.check(bundle, variant, graph, session)
-            except CxrVitError as error:
-                say(f"passed over: {name}: {error}")
-                continue
-            out[name] = lambda session=session: session.run(image)  # type: ignore[misc]
-    return out
-
-
-def of_file(path: Path, batch: int, name: str = "", say: Callable[[str], None] = print) -> Graph:
-    """An ONNX graph, run by ONNX Runtime as it comes."""
-    import hashlib
-
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    made = Graph(name or path.name, "", counting.count(model, batch))
-    if not name:
-        made.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    try:
-        made.runs["onnxruntime as exported"] = _plain(path, batch)
-    except Exception as error:  # ORT's own exceptions share no public base
-        say(f"passed over: {path.name} on onnxruntime: {(str(error).splitlines() or ['no reason'])[0]}")
-    return made
-
-
-def _plain(path: Path, batch: int) -> Callable[[], object]:
-    """A run on noise."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rng, kinds = np.random.default_rng(0), {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    feed = {
-        i.name: rng.normal(size=[d if isinstance(d, int) else batch for d in i.shape]).astype(kinds[i.type])
-        for i in session.get_inputs()
-    }
-    session.run(None, feed)
-    return lambda: session.run(None, feed)
-
-
-def of_preset(name: str, batch: int, work: Path) -> Graph:
-    """Exported with random weights, as a bundle's fp32 graph is."""
-    import torch
-
-    from cxrvit_edge.bundle import WEIGHTS
-    from cxrvit_edge.model.config import preset
-    from cxrvit_edge.model.triage_net import TriageNet
-    from export import graph
-    from export.weights import write_weights
-
-    torch.manual_seed(0)
-    net = write_weights(TriageNet(preset(name)).eval(), work / WEIGHTS, {})
-    graph.save(graph.trace(net), work / f"{name}.onnx", WEIGHTS)
-    return of_file(work / f"{name}.onnx", batch, f"preset {name}")
 
 
 def floors(count: counting.Count, peak: dict[str, float]) -> tuple[float | None, float]:
@@ -196,6 +98,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
+def before() -> float:
+    """Load average of the last minute a core; 0 where the system keeps none."""
+    return round(os.getloadavg()[0] / cores(), 2) if hasattr(os, "getloadavg") else 0.0
+
+
 def installed() -> list[str]:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -234,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         "--record", action="store_true", help="write results/floor.csv, floor_peaks.csv, floor_parts.csv"
     )
     options = parser.parse_args(argv)
-    batch = options.batch_size
+    batch, load = options.batch_size, before()
     with tempfile.TemporaryDirectory() as temporary:
         found: list[Graph] = []
         for path in options.graphs or [None]:
@@ -253,8 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     for i, graph in enumerate(found):
         times = {name: t for (n, name), t in seconds.items() if n == i}
         rows += [row(graph, batch, peak, name, t) for name, t in times.items()] or [row(graph, batch, peak, "", None)]
+    rows = [{**line, "load": load} for line in rows]
     tables = {
-        "floor_peaks": [p.row() for p in peaks],
+        "floor_peaks": [{**p.row(), "load": load} for p in peaks],
         "floor_parts": [part for graph in found for part in part_rows(graph)],
         "floor": rows,
     }
@@ -262,6 +170,10 @@ def main(argv: list[str] | None = None) -> None:
         print(table(part), end="\n\n", flush=True)
         if options.record and part:
             print(record(name, part, installed()), end="\n\n")
+    if any(line["per_cent_of_limit"] != "" and line["per_cent_of_limit"] > 100 for line in rows):
+        print("a candidate did more than the peak: the peaks were disturbed; repeat it on a quiet box")
+    if load > BUSY:
+        print(f"others were at work (load {load:g} a core before it began): repeat it on a quiet box")
 
 
 if __name__ == "__main__":
