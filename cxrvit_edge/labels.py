@@ -7,6 +7,7 @@ S-F. A folder by class has folders named normal, other* and covid*.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,10 @@ LABELS = {
 }  # fmt: skip
 ZONES = "ABCDEF"  # Brixia: A, B, C image-left from the top, D, E, F image-right
 TABLES = ("labels.csv", "manifest.csv")  # looked for in a folder
+FILES = ("path", "file")
+PATIENTS = ("group_id", "patient", "patient_id")
+COLUMNS = (*FILES, "label", *PATIENTS, "view", "source", "split", "score")
+WORKLIST = ("rank", "priority", "file", "status", "label")  # columns of a worklist of triage
 
 
 def read(path: str | Path, split: str = "test", limit: int | None = None, seed: int = 0) -> Labelled:
@@ -43,7 +48,8 @@ def read(path: str | Path, split: str = "test", limit: int | None = None, seed: 
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit}: use 1 or more images")
     problems = Problems()
-    table = next((path / name for name in TABLES if (path / name).is_file()), None) if path.is_dir() else path
+    folder = os.path.isdir(path)  # noqa: PTH112  False where it may not be looked at
+    table = next((path / n for n in TABLES if os.path.isfile(path / n)), None) if folder else path  # noqa: PTH113
     listed = _by_class(path, problems) if table is None else _from_table(table, split, problems)
     studies = list(openable(unique(listed, problems), problems))
     studies = studies if limit is None else sample(studies, limit, seed)
@@ -64,8 +70,10 @@ def arrange(zones: Sequence[float]) -> NDArray[np.float32]:
 
 
 def _from_table(path: Path, split: str, problems: Problems) -> Iterator[Listed]:
-    table = read_table(path, delimiter=None)
-    file = next((c for c in ("path", "file") if c in table.columns), "path (or file)")
+    table = read_table(path, delimiter=None, only=COLUMNS)
+    if {*WORKLIST} <= {*table.columns}:
+        raise UsageError(f"{path}: a worklist of triage, whose labels are the network's own; name a table of labels")
+    file = next((c for c in FILES if c in table.columns), "path (or file)")
     table.require(path, [file, "label"])
     if not table.rows:
         raise UsageError(f"{path}: a header and no row; list images in it")
@@ -77,7 +85,7 @@ def _from_table(path: Path, split: str, problems: Problems) -> Iterator[Listed]:
             have = ", ".join(f"{name or 'blank'} ({n})" for name, n in sorted(counts.items()))
             raise UsageError(f"{path}: no row of the split {split!r}; it has {have}; name one of these or {EVERY}")
     scored = _severity(path.with_name("severity.csv"), problems)
-    patients = [c for c in ("group_id", "patient", "patient_id") if c in table.columns]
+    patients = [c for c in PATIENTS if c in table.columns]
     return _studies(path.parent, rows, file, patients, scored, problems)
 
 

@@ -88,7 +88,7 @@ class Listed(NamedTuple):
 def unique(listed: Iterable[Listed], problems: Problems) -> list[Listed]:
     """Each file once; none of those with two labels."""
     by_file: dict[str, list[Listed]] = {}
-    for one in listed:
+    for one in map(_posix, listed):
         try:
             real = os.path.realpath(one.study.path)
         except (OSError, ValueError):
@@ -113,13 +113,18 @@ def unique(listed: Iterable[Listed], problems: Problems) -> list[Listed]:
 
 def openable(listed: Iterable[Listed], problems: Problems) -> Iterator[Study]:
     for where, study in listed:
-        path = study.path
-        if "\\" in str(path) and _fault(path):  # written on Windows
-            path = Path(str(path).replace("\\", "/"))
-        if fault := _fault(path):
+        if fault := _fault(study.path):
             problems.add(fault[0], f"{where}: {fault[1]}")
         else:
-            yield study if path == study.path else replace(study, path=path)
+            yield study
+
+
+def _posix(listed: Listed) -> Listed:
+    """With the path of a table that was written on Windows."""
+    path = listed.study.path
+    if "\\" in str(path) and _fault(path):
+        return listed._replace(study=replace(listed.study, path=Path(str(path).replace("\\", "/"))))
+    return listed
 
 
 def _fault(path: Path) -> tuple[str, str] | None:

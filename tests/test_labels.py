@@ -162,6 +162,31 @@ def test_paths_may_leave_the_folder(tmp_path: Path) -> None:
     assert [s.path.resolve() for s in labels.read(path).studies] == [tmp_path / "other/1.png", tmp_path / "other/2.png"]
 
 
+def test_one_file_by_two_kinds_of_slash_is_one(tmp_path: Path) -> None:
+    films(tmp_path, "a/1.png", "a/2.png")
+    rows = "path,label\na/1.png,normal\na\\1.png,covid\na/2.png,covid\na\\2.png,covid\n"
+    found = labels.read(table(tmp_path, rows))
+    assert [s.path.name for s in found.studies] == ["2.png"]
+    assert {"contradiction": 1, "duplicate": 1}.items() <= problems(found).items()
+
+
+def test_a_worklist_is_no_table_of_labels(tmp_path: Path) -> None:
+    """Its labels are what the network says: the network would be held against itself."""
+    films(tmp_path, "1.png")
+    path = table(
+        tmp_path, "rank,priority,file,status,reason,view,label\n1,routine,1.png,ok,,PA,normal\n", "worklist.csv"
+    )
+    with pytest.raises(UsageError, match="labels are the network's own"):
+        labels.read(path)
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o600)
+    tmp_path.chmod(0o755)
+    with another_user(), pytest.raises(UsageError, match="cannot be"):
+        labels.read(tmp_path / "closed")
+
+
 def test_one_class_only_or_no_label_is_said(tmp_path: Path) -> None:
     films(tmp_path, "1.png", "2.png")
     one = labels.read(table(tmp_path, "path,label\n1.png,covid\n2.png,covid\n"))
