@@ -111,8 +111,7 @@ def by_group(
 ) -> dict[str, Any]:
     """{group: {images, auc: {class or mean: estimate over patients}}}; the mean only where every class has one."""
     out = {}
-    for group in sorted(set(groups)):
-        rows = np.flatnonzero([g == group for g in groups])
+    for group, rows in _members(groups).items():
         own, p = labels[rows], probabilities[rows]
         areas = {name: Auc(own == k, p[:, k]) for k, name in enumerate(classes) if _enough(own == k)}
 
@@ -143,9 +142,8 @@ def within_group(
 ) -> dict[str, Any]:
     """AUC of each pair of classes, by the difference of their logits, inside each group with five images of both."""
     out: dict[str, Any] = {}
-    names = np.asarray(groups)
-    for group in sorted(set(groups)):
-        chosen = np.flatnonzero((names == group) & (labels >= 0))
+    for group, rows in _members(groups).items():
+        chosen = rows[labels[rows] >= 0]
         for a, b in combinations(sorted(set(labels[chosen].tolist())), 2):
             pair = chosen[np.isin(labels[chosen], (a, b))]
             counts = [int((labels[pair] == k).sum()) for k in (a, b)]
@@ -161,6 +159,14 @@ def within_group(
             )
             out[f"{group}: {classes[b]} against {classes[a]}"] = {**plain(bounded(measured["auc"])), "images": counts}
     return out
+
+
+def _members(groups: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    """Rows of each group, groups by name."""
+    rows: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        rows.setdefault(group, []).append(i)
+    return {group: np.array(rows[group], np.intp) for group in sorted(rows)}
 
 
 def _enough(positive: NDArray[np.bool_]) -> bool:
