@@ -31,8 +31,9 @@ FIRST = 5  # files that a problem names
 @dataclass
 class Observed:
     """by_candidate: name -> an observation each of `studies`, in order; inputs: the first films as the network gets
-    them; problems: films that no candidate saw, since they cannot be read or triage turns them away unseen;
-    failed: name -> why a candidate ended early, which has no observations then."""
+    them; problems: films that no candidate saw, since they cannot be read or triage turns them away unseen, and those
+    of one content, which count once, or not at all where their labels differ; failed: name -> why a candidate ended
+    early, which has no observations then."""
 
     studies: list[Study]
     by_candidate: dict[str, list[Observation]]
@@ -49,16 +50,33 @@ def observe(
 ) -> Observed:
     """In batches of one, in turn; a study's own view comes before what the file says. progress: 0 to 1."""
     seen = Observed([], {name: [] for name in sessions})
-    told: dict[str, list[str]] = {"unreadable": [], "refused": []}
+    told: dict[str, list[str]] = {"unreadable": [], "refused": [], "duplicate": [], "contradiction": []}
+    first: dict[str, int] = {}  # SHA-256 -> place among the studies
+    apart: set[int] = set()  # of those with several labels
     with closing(_films(studies, bundle)) as films:
         for done, (study, film) in enumerate(films, 1):
             if film.error is not None:
                 told["refused" if film.error.reason.status == "rejected" else "unreadable"].append(str(film.error))
-            else:
+            elif (before := first.setdefault(film.sha256 or "", len(seen.studies))) == len(seen.studies):
                 _run(sessions, study, film, bundle, seen)
+            else:
+                other = seen.studies[before]
+                alike = study.label == other.label or None in (study.label, other.label)
+                kind = "duplicate" if alike else "contradiction"
+                names = f"{shown(study.path.name)}: the same content as {shown(other.path.name)}"
+                told[kind].append(
+                    f"{names}; {'counted once' if kind == 'duplicate' else 'labelled otherwise: none is used'}"
+                )
+                if kind == "contradiction":
+                    apart.add(before)
             progress(done / len(studies))
     for name in seen.failed:
         del seen.by_candidate[name]
+    if apart:
+        seen.studies = [s for i, s in enumerate(seen.studies) if i not in apart]
+        seen.by_candidate = {
+            name: [o for i, o in enumerate(own) if i not in apart] for name, own in seen.by_candidate.items()
+        }
     seen.problems = [Problem(kind, len(lines), tuple(lines[:FIRST])) for kind, lines in told.items() if lines]
     return seen
 

@@ -115,6 +115,8 @@ def _observation(row: Mapping[str, str], classes: Sequence[str]) -> Observation:
     logits = np.array([float(row[f"logit_{name}"]) for name in classes], np.float32)
     if len(row["sha256"]) != 64:
         raise ValueError(f"sha256 is {row['sha256']!r}")
+    if None in row.values() or None in row:
+        raise ValueError("it has another number of cells than the header")
     judgement = None
     if not row["refused"]:
         zones = [row[zone] for zone in ZONES]

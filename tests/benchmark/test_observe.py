@@ -97,6 +97,25 @@ def test_the_labels_view_comes_before_the_files(tmp_path: Path) -> None:
     assert "the labels say lateral" in seen.problems[0].first[0]
 
 
+def test_the_same_content_under_two_names_counts_once(tmp_path: Path) -> None:
+    """As in public data sets that hold each other's films; with two labels it does not count."""
+    bundle = fakes.make_bundle(tmp_path / "bundle")
+    paths = fakes.write_films(tmp_path / "films", 3)
+    for path in paths[:2]:
+        path.with_name(f"again_{path.name}").write_bytes(path.read_bytes())
+    again = [path.with_name(f"again_{path.name}") for path in paths[:2]]
+    labelled = [(paths[0], 0), (paths[1], 1), (again[0], 2), (again[1], 1), (paths[2], 2)]
+    seen = observe(
+        {"x": fakes.sessions(fakes.FakeSession())}, [Study(path, label, path.name) for path, label in labelled], bundle
+    )
+    assert [s.path for s in seen.studies] == paths[1:]
+    assert [(o.truth, o.patient) for o in seen.by_candidate["x"]] == [(1, paths[1].name), (2, paths[2].name)]
+    assert {p.kind: p.first for p in seen.problems} == {
+        "duplicate": (f"{again[1].name}: the same content as {paths[1].name}; counted once",),
+        "contradiction": (f"{again[0].name}: the same content as {paths[0].name}; labelled otherwise: none is used",),
+    }
+
+
 class Failing(fakes.FakeSession):
     def run(self, batch: Float32) -> Outputs:
         if len(self.batches) == 2:
@@ -201,6 +220,7 @@ def two_bundles(rows: list[list[str]]) -> list[list[str]]:
         (two_bundles, "holds outputs of 2 bundles"),
         (lambda rows: rows[:1], "holds no outputs"),
         (lambda rows: [rows[0], rows[1][:7]], "line 2: not a row of outputs"),
+        (lambda rows: [*rows[:2], rows[2][:17]], "line 3: not a row of outputs .it has another number of cells"),
         (lambda rows: [[]], "holds no outputs"),
     ],
 )
