@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from cxrvit_edge.benchmark.options import Options
+from cxrvit_edge.benchmark.options import OUTPUTS, Options
 from cxrvit_edge.benchmark.words import told
 from cxrvit_edge.errors import UsageError
 
@@ -204,7 +204,7 @@ def write(report: Report, observations: Observations, out: str | os.PathLike[str
         paths[1].write_text(page.render(report), encoding="utf-8")
         paths += tables.write(report, folder)
         if observations:
-            paths.append(folder / "outputs.csv")
+            paths.append(folder / OUTPUTS)
             outputs.write_outputs(
                 paths[-1],
                 observations,

@@ -89,6 +89,9 @@ def measure(
                 done += 1
                 progress(done / steps)
         order.reverse()
+    for name, own in best.items():
+        if own.summary is not None and own.summary.statuses.get("failed", 0) == own.summary.run.done:
+            failed[name] = f"end to end: all {own.summary.run.done} files failed, so that its speed would be none"
     _one_by_one([c for c in contenders if c.name not in failed], bundle, files.paths, best)
     progress(1.0)
     return {name: _figures(own, files) for name, own in best.items() if name not in failed}, failed

@@ -14,6 +14,7 @@ from cxrvit_edge.runtime.select import BACKENDS, PRECISIONS
 SECONDS = 10.0  # a scenario and candidate: over 64 images in the slowest of the default bundle on two cores
 LONGEST = 3600.0
 ROUNDS = 2  # of end to end
+OUTPUTS = "outputs.csv"
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,8 @@ class Options:
             where = os.fspath(self.data)
             raise UsageError(f"--data {where}: no such file or folder; check the spelling and the mount")
         out = Path(self.out)
-        if out.exists() and not out.is_dir():
+        if os.path.exists(out) and not os.path.isdir(out):  # noqa: PTH110, PTH112  False where it may not be looked at
             raise UsageError(f"--out {out}: a file; give a folder")
+        written = os.path.realpath(out / OUTPUTS)
+        if self.reference is not None and os.path.realpath(self.reference) == written:
+            raise UsageError(f"--out {out}: would write over the --reference {written}; give another folder")

@@ -34,5 +34,13 @@ def test_out_must_not_be_a_file(tmp_path: Path) -> None:
         Options(out=tmp_path / "file")
 
 
+def test_the_reference_is_not_written_over(tmp_path: Path) -> None:
+    """A report copied from the workstation, and --out left as it is."""
+    (tmp_path / "outputs.csv").touch()
+    with pytest.raises(UsageError, match="would write over the --reference"):
+        Options(data=tmp_path, reference=tmp_path / "." / "outputs.csv", out=tmp_path)
+    Options(data=tmp_path, reference=tmp_path / "outputs.csv", out=tmp_path / "out")
+
+
 def test_as_they_come() -> None:
     assert Options().backends == ("auto",) and Options().precisions == ("auto",)

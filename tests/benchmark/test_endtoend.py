@@ -79,20 +79,29 @@ def test_files_are_spaced_over_all() -> None:
 def test_files_that_get_no_result_are_not_timed_alone(bundle: Bundle, tmp_path: Path, temporary: Path) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    (good,) = fakes.write_films(tmp_path / "films", 1)
+    figures, failed = endtoend.measure(
+        [contender("a", fakes.FakeSession())], bundle, endtoend.chosen([path, good], "files"), rounds=1
+    )
+    assert failed == {} and figures["a"]["statuses"] == {"ok": 1, "rejected": 0, "failed": 1}
     figures, failed = endtoend.measure(
         [contender("a", fakes.FakeSession())], bundle, endtoend.chosen([path], "file"), rounds=1
     )
-    assert failed == {} and figures["a"]["single_file_ms"] is None and figures["a"]["statuses"]["failed"] == 1
+    assert figures == {} and failed["a"].startswith("end to end: all 1 files failed")
 
 
-def test_a_session_that_fails_costs_its_files_only(bundle: Bundle, tmp_path: Path, temporary: Path) -> None:
+def test_a_session_that_fails_has_no_speed(bundle: Bundle, tmp_path: Path, temporary: Path) -> None:
+    """Files that a back end fails over are done fast: its images a second would be the most of all."""
+
     class Session(fakes.FakeSession):
         def run(self, batch: Float32) -> Outputs:
             raise EngineError("no")
 
     files = endtoend.chosen(fakes.write_films(tmp_path / "films", 3), "films")
-    figures, _ = endtoend.measure([contender("a", Session())], bundle, files, rounds=1)
-    assert figures["a"]["statuses"] == {"ok": 0, "rejected": 0, "failed": 3}
+    figures, failed = endtoend.measure(
+        [contender("a", Session()), contender("b", fakes.FakeSession())], bundle, files, rounds=1
+    )
+    assert list(figures) == ["b"] and "all 3 files failed" in failed["a"]
 
 
 def test_an_interrupt_leaves_no_file_and_no_thread(bundle: Bundle, tmp_path: Path, temporary: Path) -> None:
