@@ -78,19 +78,22 @@ def _by_class(folder: Path) -> bool:
 
 
 def truths(films: Films | None, sides: Iterable[Side]) -> dict[str, int]:
-    """Class index by SHA-256 of the file: known from a side that ran over the files, else they are read."""
+    """Class index by SHA-256 of the file: known from a side that ran over the files, else they are read.
+
+    Content that is labelled in two ways has none.
+    """
     if films is None or not films.labels:
         return {}
     ran = [side for side in sides if side.results is None]
     if ran:
-        pairs = ((f.sha256, films.labels.get(os.path.realpath(f.file))) for f in ran[0].findings)
-        return {sha256: label for sha256, label in pairs if sha256 is not None and label is not None}
-    out = {}
-    for path, label in films.labels.items():
-        digest = _sha256(path)
-        if digest is not None:
-            out[digest] = label
-    return out
+        pairs = [(f.sha256, films.labels.get(os.path.realpath(f.file))) for f in ran[0].findings]
+    else:
+        pairs = [(_sha256(path), label) for path, label in films.labels.items()]
+    said: dict[str, set[int]] = {}
+    for digest, label in pairs:
+        if digest is not None and label is not None:
+            said.setdefault(digest, set()).add(label)
+    return {digest: found.pop() for digest, found in said.items() if len(found) == 1}
 
 
 def _sha256(path: str) -> str | None:

@@ -15,7 +15,11 @@ STATUS_WORDS = {"ok": "judged"}
 
 
 def told(report: Mapping[str, Any]) -> Iterator[str]:
-    """The closing words of a comparison, line by line."""
+    """The closing words of a comparison, line by line; results and tables of others give no control characters."""
+    return map(shown, _told(report))
+
+
+def _told(report: Mapping[str, Any]) -> Iterator[str]:
     for letter in "ab":
         yield f"{letter.upper()}: {what(report[letter])}"
     yield from (sentence for _, sentence in sentences(report))
@@ -70,6 +74,8 @@ def _alone(found: Mapping[str, Any], side: str) -> str:
 
 def _changed(flips: Mapping[str, Any], judged: int) -> str:
     flags = sum(len(found) for found in flips["flags"].values())
+    if not flips["images"] and not judged:
+        return "Not known: no image was judged by both."
     if not flips["images"]:
         return (
             f"No: label, flags and priority of all {_count(judged, 'image')} that both judged stay, and every status."

@@ -155,6 +155,7 @@ def test_pages_of_little(tmp_path: Path, case: str) -> None:
         assert "No: label, flags and priority of all 2 images that both judged stay" in said
     elif case == "refused":
         assert "all images are equally urgent" in said and "There is no image that both judged." in said
+        assert "Not known: no image was judged by both." in said
     else:
         assert "No correlation is defined: fewer than two images." in said
 
@@ -167,6 +168,8 @@ def test_words_for_the_terminal(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in lines)
     assert lines[-1] == RESEARCH_USE
     assert "1 image in A only: a only.png." in "\n".join(lines)
+    report, _ = compared(tmp_path / "foreign", [judged("a.png")], [judged("a.png", owner=INT8, label="\x1b[2J")])
+    assert all(line.isprintable() for line in told(report)), "of a results.jsonl from elsewhere"
 
 
 def test_correlations_are_never_rounded_up_to_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import cv2
 import int8_bundle
 import pytest
-from compare_sides import judged, write_results
+from compare_sides import judged, side, write_results
 from small_bundle import Exported
 
 from cxrvit_edge.compare import JSON, PAGE, compare, told
+from cxrvit_edge.compare.films import Films, truths
 from cxrvit_edge.errors import CxrVitError, UsageError
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.phantom import make_phantom
@@ -100,6 +102,17 @@ def test_two_output_folders_are_compared_without_running_anything(
     assert labelled["labels"]["images"] == 10
     assert labelled["differences"] == report["differences"] and labelled["identical"] == report["identical"]
     assert labelled["worklist"]["places"] == report["worklist"]["places"]
+
+
+def test_content_that_is_labelled_in_two_ways_has_no_label(tmp_path: Path) -> None:
+    names = ("a.png", "b.png", "c.png", "d.png")
+    for name, content in zip(names, ("one", "one", "two", "two"), strict=True):
+        (tmp_path / name).write_text(content)
+    films = Films((), {str(tmp_path / name): label for name, label in zip(names, (0, 2, 1, 1), strict=True)})
+    digest = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    assert truths(films, []) == {digest["c.png"]: 1}
+    ran = side(*(judged(str(tmp_path / name), sha256=digest[name]) for name in names))
+    assert truths(films, [ran]) == {digest["c.png"]: 1}
 
 
 def test_an_output_folder_against_a_run(bundle: Path, outputs: tuple[Path, Path], films: Path, tmp_path: Path) -> None:
