@@ -246,6 +246,7 @@ def benchmark(
     Exit code:
       0  the report is written; what could not be measured is named in it
       2  wrong use: a setting, the bundle or the data cannot be used
+      3  no network reproduced its golden outputs on this box
     """
     with _errors_told():
         from cxrvit_edge import benchmark as b

@@ -66,7 +66,7 @@ def _on_cpu(bundle: Bundle, backend: str, precision: str, variant: str, threads:
         return tuning.open_session(bundle, backend, variant, graph, precision, threads, tuned)
 
     size = tuned.batch_size if tuned else None
-    about = tuning.about(precision, tuned) if backend == "onnxruntime" else ""
+    about = tuning.about(backend, precision, tuned)
     return Candidate(backend, version, precision, variant, about, session, batch_size=size)
 
 

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.bundle import Bundle
-from cxrvit_edge.host import cores
+from cxrvit_edge.errors import ParityError
+from cxrvit_edge.host import cores, cpu_flags
 from cxrvit_edge.runtime import golden, measure, tuning
 from cxrvit_edge.runtime.onnxruntime import LEVELS, OnnxRuntimeSession, Settings
+from cxrvit_edge.runtime.openvino import ARITHMETICS, OpenVinoSession
 from cxrvit_edge.runtime.session import Float32, Session
 from cxrvit_edge.runtime.tuning import BATCHES, Tuned
 
 WORTH = 1.03  # what wins less is not worth leaving what is there
 SECONDS = 3.0  # of measuring one setting's choices, or half of the batch sizes; a slow box takes what two rounds take
 FILM = 2048  # rows and columns of what is decoded beside a session
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # instruction sets that multiply it
 REST = 0.01  # seconds before each run: threads that spin after one would take from the next
 Say = Callable[[str], None]
 
@@ -39,19 +42,21 @@ def tune(
     """Measure, prove and record. ParityError or EngineError, and no record, if what was found does not pass.
 
     backend onnxruntime: a search along one setting after another, each choice against the best so far, then the batch
-    size. backend openvino: the batch size alone.
+    size. backend openvino: the arithmetic of what int8 leaves in float32, then the batch size.
     """
     seconds = SECONDS if seconds is None else seconds
     graphs = sorted(set(bundle.manifest.views.values()))
     tuning.forget(bundle, backend, variant)
     with _Load(bundle) as load:
-        best, gain = Settings(), 1.0
+        best, gain, arithmetic = Settings(), 1.0, ARITHMETICS[0]
         if backend == "onnxruntime":
             best, gain = _settings(bundle, variant, precision, load, seconds, say)
-        plain = Tuned(best, BATCHES[0], dict.fromkeys(BATCHES, 1.0))
+        elif precision == "int8":
+            arithmetic, gain = _arithmetic(bundle, variant, precision, load, seconds, say)
+        plain = Tuned(best, BATCHES[0], dict.fromkeys(BATCHES, 1.0), arithmetic=arithmetic)
         session = tuning.open_session(bundle, backend, variant, graphs[0], precision, 0, plain)
         by_size = _sizes(session, load, seconds)
-    found = Tuned(best, _batch(by_size), by_size, gain)
+    found = Tuned(best, _batch(by_size), by_size, gain, arithmetic=arithmetic)
     if backend == "onnxruntime":
         digests = {graph: tuning.optimise(bundle, variant, graph, precision, best) for graph in graphs}
         found = replace(found, graphs={graph: pair for graph, pair in digests.items() if pair})
@@ -95,6 +100,35 @@ def _settings(
     both = times([default, best])
     gain = both[default] / both[best]
     return (best, gain) if gain >= WORTH else (default, 1.0)  # several small wins that are none together
+
+
+def _arithmetic(
+    bundle: Bundle, variant: str, precision: str, load: _Load, seconds: float, say: Say
+) -> tuple[str, float]:
+    """bf16, and how many times as fast it is, where the processor has it, it wins, and the golden outputs of the
+    variant are reproduced with it: they allow for the rounding of int8, which is coarser."""
+    plain, half = ARITHMETICS
+    if not BFLOAT16 & set(cpu_flags()):
+        return plain, 1.0
+    paths = {graph: bundle.file(bundle.variant(variant).files[graph]) for graph in set(bundle.manifest.views.values())}
+    path = paths[min(paths)]
+    tried = {name: OpenVinoSession(path, precision=precision, arithmetic=name) for name in ARITHMETICS}
+    size = measure.batch_of("openvino")
+    times = measure.interleaved(
+        {name: load.runner(session, size) for name, session in tried.items()}, seconds=seconds, rest=REST
+    )
+    gain = times[plain] / times[half]
+    if gain < WORTH:
+        return plain, 1.0
+    try:
+        for graph, path in paths.items():
+            session = OpenVinoSession(path, precision=precision, arithmetic=half)
+            golden.check(bundle, variant, graph, session, again=True)
+    except ParityError as error:
+        say(f"openvino {precision}: not in bfloat16: {error}")
+        return plain, 1.0
+    say(f"openvino {precision}: bfloat16 where the graph has float32")
+    return half, gain
 
 
 class _Load:

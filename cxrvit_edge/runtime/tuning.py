@@ -16,7 +16,7 @@ from pathlib import Path
 from cxrvit_edge.bundle import Bundle, cache_dir
 from cxrvit_edge.errors import EngineError
 from cxrvit_edge.host import cores, cpu_flags, processor
-from cxrvit_edge.runtime import records
+from cxrvit_edge.runtime import openvino, records
 from cxrvit_edge.runtime.onnxruntime import (
     LEVELS,
     OPTIMISED,
@@ -26,6 +26,7 @@ from cxrvit_edge.runtime.onnxruntime import (
     fingerprint,
     save_optimised,
 )
+from cxrvit_edge.runtime.openvino import ARITHMETICS, OpenVinoSession
 from cxrvit_edge.runtime.session import Session
 
 BATCHES = (1, 2, 4, 8)
@@ -36,8 +37,8 @@ UNTUNED = Settings(spinning=False)  # spinning takes from decoding: half as much
 class Tuned:
     """settings and batch_size that were fastest; seconds: of a batch of each size, the films' decoding beside it.
 
-    gain: seconds of a batch with ONNX Runtime's own settings over those with these. first_seconds: to open a session
-    and run one film. graphs: graph -> SHA-256 of the two files of its optimised form.
+    gain: seconds of a batch as the back end runs it by itself over those so tuned. first_seconds: to open a session
+    and run one film. graphs: graph -> SHA-256 of the two files of its optimised form. arithmetic: OpenVINO's.
     """
 
     settings: Settings
@@ -46,6 +47,7 @@ class Tuned:
     gain: float = 1.0
     first_seconds: float = 0.0
     graphs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    arithmetic: str = "f32"
 
     @property
     def images_a_second(self) -> float:
@@ -63,11 +65,12 @@ def find(bundle: Bundle, backend: str, variant: str) -> Tuned | None:
             gain=float(body["gain"]),
             first_seconds=float(body["first_seconds"]),
             graphs={str(graph): [str(digest) for digest in pair] for graph, pair in body["graphs"].items()},
+            arithmetic=str(body["arithmetic"]),
         )
         sound = 0 <= tuned.settings.threads <= cores() and tuned.batch_size in BATCHES and tuned.images_a_second > 0
     except (EngineError, KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return None
-    return tuned if sound and tuned.settings.level in LEVELS else None
+    return tuned if sound and tuned.settings.level in LEVELS and tuned.arithmetic in ARITHMETICS else None
 
 
 def keep(bundle: Bundle, backend: str, variant: str, precision: str, found: Tuned) -> None:
@@ -82,9 +85,8 @@ def open_session(
     path = bundle.file(bundle.variant(variant).files[graph])
     folder = _folder(bundle, backend, variant, graph)
     if backend == "openvino":
-        from cxrvit_edge.runtime.openvino import OpenVinoSession
-
-        return OpenVinoSession(path, precision=precision, threads=threads, cache=folder)
+        chosen = tuned.arithmetic if tuned else ARITHMETICS[0]
+        return OpenVinoSession(path, precision=precision, threads=threads, cache=folder, arithmetic=chosen)
     settings = tuned.settings if tuned else UNTUNED
     digests = tuned.graphs.get(graph, ()) if tuned else ()
     if len(digests) == len(OPTIMISED) and [_sha256(folder / name) for name in OPTIMISED] == list(digests):
@@ -101,8 +103,10 @@ def open_session(
     return OnnxRuntimeSession(path, precision=precision, threads=threads, settings=settings)
 
 
-def about(precision: str, tuned: Tuned | None) -> str:
-    """What the speed of a variant on ONNX Runtime depends on, beside the bundle."""
+def about(backend: str, precision: str, tuned: Tuned | None) -> str:
+    """What the speed of a variant depends on, beside the bundle."""
+    if backend == "openvino":
+        return tuned.arithmetic if tuned else ""
     if tuned is None:
         return fingerprint(arithmetic(precision))
     own = json.dumps([asdict(tuned.settings), sorted(_joint(pair) for pair in tuned.graphs.values())])
@@ -154,9 +158,7 @@ def _key(bundle: Bundle, backend: str, variant: str, *more: object) -> str:
 def version(backend: str) -> str:
     """Of ONNX Runtime or OpenVINO. EngineError if it is not installed."""
     if backend == "openvino":
-        from cxrvit_edge.runtime.openvino import installed
-
-        return installed()
+        return openvino.installed()
     import onnxruntime
 
     return str(onnxruntime.__version__)

@@ -263,6 +263,51 @@ def test_openvino_is_taken_only_where_it_was_measured_faster(bundle: Bundle, mon
     assert select._order(bundle, "int8") == select.AUTO
 
 
+class OtherArithmetic:
+    """In OpenVINO's place: ONNX Runtime, with logits that bfloat16 moves by `apart`."""
+
+    backend, batch_sizes, notes, apart = "openvino", (), (), 0.0
+
+    def __init__(self, path: Path, *, precision: str, arithmetic: str = "f32", **_: object) -> None:
+        self._session = OnnxRuntimeSession(path, precision=precision)
+        self.version, self.precision, self.fingerprint = "1.0", precision, arithmetic
+
+    def run(self, batch: Float32) -> Outputs:
+        outputs = self._session.run(batch)
+        return outputs._replace(logits=outputs.logits + (self.apart if self.fingerprint == "bf16" else 0.0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "half", "apart", "expected"),
+    [
+        (["avx2", "amx_bf16"], 0.5, 0.0, "bf16"),
+        (["avx2", "amx_bf16"], 0.5, 1.0, "f32"),  # outside the golden bounds
+        (["avx2", "amx_bf16"], 0.99, 0.0, "f32"),  # not worth it
+        (["avx2"], 0.5, 0.0, "f32"),  # emulated
+    ],
+)
+def test_openvino_takes_bfloat16_where_it_is_faster_and_golden(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, flags: list[str], half: float, apart: float, expected: str
+) -> None:
+    def times(runs: Mapping[Any, Any], **_: object) -> dict[Any, float]:
+        return {name: {"f32": 1.0, "bf16": half}.get(name, 1.0) for name in runs}
+
+    monkeypatch.setattr(OtherArithmetic, "apart", apart)
+    monkeypatch.setattr(measure, "interleaved", times)
+    monkeypatch.setattr(search, "cpu_flags", lambda: flags)
+    monkeypatch.setattr("cxrvit_edge.runtime.openvino.installed", lambda: "1.0")
+    for module in (search, tuning):
+        monkeypatch.setattr(module, "OpenVinoSession", OtherArithmetic)
+    said: list[str] = []
+    found = search.tune(bundle, "openvino", "int8", "int8-cpu", seconds=0.0, say=said.append)
+    assert found.arithmetic == expected and found.gain == (2.0 if expected == "bf16" else 1.0)
+    assert tuning.find(bundle, "openvino", "int8-cpu") == found
+    assert open_sessions(bundle, backend="openvino", precision="int8")["shared"].fingerprint == expected
+    assert any("not in bfloat16: " in line for line in said) == (apart > 0)
+    text = "\n".join(told([TunedHere("openvino", "1.0", "int8", found, True)]))
+    assert ("100 % faster, golden check passed with it" in text) == (expected == "bf16")
+
+
 def test_openvino_that_is_not_installed_is_told(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent() -> str:
         raise EngineError("openvino is not installed; pip install openvino")
