@@ -89,6 +89,14 @@ def test_outside_its_parity_bounds_only_where_asked_for(both: Path) -> None:
         assert "onnxruntime int8" in [c.name for c in found] and passed == []
 
 
+def test_a_precision_that_was_named_is_never_left_out_in_silence(both: Path) -> None:
+    """auto says nothing of back ends that are not here, but fp16 was asked for."""
+    int8_bundle.add(both, "fp16")
+    found, passed = gather(Bundle.open(both), Options(precisions=("fp16", "int8"), threads=1))
+    assert [c.name for c in found] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert [missing.name.split()[-1] for missing in passed] == ["fp16"] and passed[0].why
+
+
 def test_with_data_the_reference_comes_too(both: Path, tmp_path: Path) -> None:
     bundle, asked = Bundle.open(both), {"backends": ("onnxruntime",), "precisions": ("int8",), "threads": 1}
     found, _ = gather(bundle, Options(**asked))  # type: ignore[arg-type]
