@@ -41,8 +41,14 @@ def own_requirements() -> list[str]:
     try:
         return [text for text in requires("cxrvit-edge") or () if "extra ==" not in text]
     except PackageNotFoundError:  # used from a checkout
-        project = import_module("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return [str(text) for text in project["dependencies"]]
+        return [str(text) for text in project()["dependencies"]]
+
+
+def project() -> dict[str, Any]:
+    """Of pyproject.toml."""
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    found: dict[str, Any] = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
 
 
 def install_mb(peer: Peer) -> float:
@@ -122,8 +128,7 @@ def _version(peer: Peer) -> str:
     except PackageNotFoundError:
         if peer.kind != "ours":
             return ""
-    project = import_module("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["version"])
+    return str(project()["version"])
 
 
 def show(found: Sequence[dict[str, Any]]) -> None:

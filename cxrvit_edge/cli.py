@@ -17,6 +17,8 @@ from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
 
 FAILED, WRONG_USE, NO_PARITY, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 
+NOTHING_KEPT = "stopped: nothing was written; run again"
+
 app = typer.Typer(
     name="cxrvit-edge",
     help="Chest radiograph triage on the edge. Research use only, not a medical device.",
@@ -248,7 +250,7 @@ def benchmark(
       2  wrong use: a setting, the bundle or the data cannot be used
       3  no network reproduced its golden outputs on this box
     """
-    with _errors_told():
+    with _errors_told(NOTHING_KEPT):
         from cxrvit_edge import benchmark as b
         from cxrvit_edge.progress import StepLine
 
@@ -301,7 +303,7 @@ def compare(
       2  wrong use: a side, a setting or the data cannot be used
       3  a network did not reproduce its golden outputs on this box
     """
-    with _errors_told():
+    with _errors_told(NOTHING_KEPT):
         from cxrvit_edge.compare import compare as compare_sides
         from cxrvit_edge.compare import told
         from cxrvit_edge.progress import StepLine
@@ -392,12 +394,12 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def _errors_told(stopped: str = "stopped: what is done is kept; run again to go on") -> Iterator[None]:
     """Errors of ours as one line on stderr and the exit code of the contract."""
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo("stopped: what is done is kept; run again to go on", err=True)
+        typer.echo(stopped, err=True)
         raise typer.Exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED) from None
     except CxrVitError as error:
         typer.echo(f"error: {error}", err=True)

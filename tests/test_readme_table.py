@@ -90,10 +90,12 @@ def test_another_setting_of_ours_is_no_peer() -> None:
     assert "Ahead" not in table
 
 
-def test_arithmetic_that_departs_and_what_is_absent_are_told() -> None:
+def test_arithmetic_that_departs_fewer_films_and_what_is_absent_are_told() -> None:
     departs = row("Peer, bfloat16", precision="fp32, bf16", apart="2.0e-03")
     absent = row("Absent", images_a_second="", apart="", note="absent is not installed")
-    table = readme.render([ours(), departs, absent])
+    slow = row("Slow", films=2)
+    table = readme.render([ours(), departs, absent, slow])
+    assert "- Of fewer films, as they are slow: Slow (2)." in table
     assert "in fp32: Peer, bfloat16 0.002." in table
     assert "- Not measured: Absent (absent is not installed)." in table
     assert "| Absent" not in table
