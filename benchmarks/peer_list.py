@@ -14,6 +14,7 @@ ORT = ("onnxruntime", CV2)
 OPENVINO = ("openvino", CV2)
 MONAI = ("monai", "pillow", "safetensors", CV2)
 LOOP = "cv2.imread, the bundle's preprocessing, batches of its better size, a CSV"
+SLOW = 16  # films that are enough for a loop that takes long over each
 Ways = Mapping[str, dict[str, Any]]
 
 
@@ -80,6 +81,7 @@ def peers(openvino_here: bool, optimised: Mapping[str, Mapping[str, Any]]) -> li
             f"inference_mode, {cores()} threads; {LOOP}",
             "its tuning guide: inference mode, a thread a core, channels_last for convolutions",
             ways={"contiguous": {"channels_last": False}, "channels_last": {"channels_last": True}},
+            films=SLOW,
         ),
         Peer(
             "torch.compile",
@@ -92,6 +94,7 @@ def peers(openvino_here: bool, optimised: Mapping[str, Mapping[str, Any]]) -> li
             "max-autotune left out, it compiled for minutes a shape",
             {"channels_last": True},
             {"default": {}, "freezing": {"freezing": True}},
+            films=SLOW,
         ),
         Peer(
             "ONNX Runtime fp32",
@@ -136,6 +139,7 @@ def peers(openvino_here: bool, optimised: Mapping[str, Mapping[str, Any]]) -> li
             "its tutorials; worker processes of the DataLoader where they help",
             {"channels_last": True},
             {"no workers": {"loaders": 0}, f"{cores()} workers": {"loaders": cores()}},
+            films=SLOW,
         ),
         Peer(
             "MONAI Deploy style, loaded",
