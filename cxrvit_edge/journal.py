@@ -100,7 +100,7 @@ class Journal:
         if self._unbooked:
             self._load()
         self._stay()
-        line, written = _encoded(finding), 0
+        line, written = encoded(finding), 0
         self._unbooked = True
         try:
             while written < len(line):
@@ -209,7 +209,7 @@ class Journal:
             if now.st_size < self._end:
                 raise self._changed()
             lines.seek(self._end)
-            for line, length in _lines(lines):
+            for line, length in lines_of(lines):
                 self._lines += 1
                 values = values_of(self._line, line) or self._unusual(line)
                 if values is None:
@@ -235,7 +235,7 @@ class Journal:
             if schema == SCHEMA:
                 finding = Finding.from_dict(raw)
                 owner = Owner(finding.bundle, finding.backend, finding.precision)
-                ours = _encoded(finding)
+                ours = encoded(finding)
                 if not isinstance(finding.file, str):
                     return None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -293,11 +293,12 @@ class _Findings(Sequence[Finding]):
         return map(self._journal._read, self._files)
 
 
-def _encoded(finding: Finding) -> bytes:
+def encoded(finding: Finding) -> bytes:
+    """A line of results.jsonl, its end included."""
     return json.dumps(finding.to_dict(), allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def lines_of(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Each line that has its end, and its length; of one that is longer than any of ours, nothing but the length."""
     length = 0
     for part in iter(partial(file.readline, MAX_LINE), b""):

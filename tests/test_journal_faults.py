@@ -286,7 +286,7 @@ FINDING = st.builds(
 
 @given(FINDING)
 def test_the_grammar_reads_every_line_that_is_written(found: Finding) -> None:
-    line = module._encoded(found)
+    line = module.encoded(found)
     assert values_of(grammar(OWNER), line) == values_from(found)
     assert Finding.from_dict(json.loads(line)) == found
 
@@ -294,7 +294,7 @@ def test_the_grammar_reads_every_line_that_is_written(found: Finding) -> None:
 @given(FINDING, st.data())
 def test_what_the_grammar_takes_the_parser_takes_alike(found: Finding, data: st.DataObject) -> None:
     """A line in which a byte is replaced, left out or put in: the same values both ways, or none by the grammar."""
-    line = bytearray(module._encoded(found))
+    line = bytearray(module.encoded(found))
     at = data.draw(st.integers(0, len(line) - 2))
     length, other = data.draw(st.integers(0, 2)), data.draw(st.sampled_from(b'0123456789.-e+"\\,:[]{}nul\0\xffx '))
     line[at : at + length] = bytes([other])
@@ -302,7 +302,7 @@ def test_what_the_grammar_takes_the_parser_takes_alike(found: Finding, data: st.
     if values is not None:
         parsed = Finding.from_dict(json.loads(bytes(line)))
         assert values_from(parsed) == values
-        assert values_of(grammar(OWNER), module._encoded(parsed)) == values
+        assert values_of(grammar(OWNER), module.encoded(parsed)) == values
         assert (parsed.bundle, parsed.backend, parsed.precision) == OWNER
 
 
@@ -323,7 +323,7 @@ def test_fields_of_a_later_version_are_read_fast(tmp_path: Path) -> None:
     for more in ({"queue_ms": 1.5}, {"x": None, "y": [True], "z": {"a": "b"}}):
         for line in ({**values, **more, **owner}, {**values, **owner, **more}):
             assert values_of(grammar(OWNER), json.dumps(line, separators=(",", ":")).encode() + b"\n") is not None
-    twice = module._encoded(finding("a")).replace(b',"bundle"', b',"file":"b","bundle"')
+    twice = module.encoded(finding("a")).replace(b',"bundle"', b',"file":"b","bundle"')
     assert values_of(grammar(OWNER), twice) is None
 
 
@@ -335,7 +335,7 @@ def test_hashes_are_read_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_input_takes_no_more_memory_than_is_said(tmp_path: Path) -> None:
-    count, line = 20_000, module._encoded(finding("n" * 40))
+    count, line = 20_000, module.encoded(finding("n" * 40))
     with (tmp_path / RESULTS).open("wb") as f:
         f.writelines(line.replace(b"n" * 40, f"{i:040}".encode()) for i in range(count))
     tracemalloc.start()

@@ -12,7 +12,7 @@ from cxrvit_edge.benchmark.markup import bullets, pairs, table
 from cxrvit_edge.bundle import PriorityTable
 from cxrvit_edge.compare import words
 from cxrvit_edge.compare.ranks import ranks
-from cxrvit_edge.report.html import _breakable, _scale, _uri, shown
+from cxrvit_edge.report.html import breakable, severity_scale, shown, uri
 
 FLIPS = 200  # rows of the table of flips
 ZONES = ("upper", "middle", "lower")
@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 def render(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture]) -> str:
     """HTML of a report of `compare`. pictures: by side (a or b) and SHA-256; an absent one is said to be absent."""
     style = (Path(benchmark_page.__file__).parent / "page.css").read_text("utf-8")
-    own = Template((_HERE / "page.css").read_text("utf-8")).substitute(scale=_scale())
+    own = Template((_HERE / "page.css").read_text("utf-8")).substitute(scale=severity_scale())
     return Template((_HERE / "page.html").read_text("utf-8")).substitute(
         style=style + own,
         date=shown(benchmark_page.date(report["created"])),
@@ -216,9 +216,9 @@ def _film(picture: Picture | None, side: str) -> str:
         return '<div class="noim">no image</div>'
     data, height, width = picture.film
     size = f'width="{width}" height="{height}"'
-    out = f'<img src="{_uri("jpeg", data)}" {size} alt="Radiograph, reduced, as {side.upper()} saw it">'
+    out = f'<img src="{uri("jpeg", data)}" {size} alt="Radiograph, reduced, as {side.upper()} saw it">'
     if picture.overlay is not None and picture.overlay[1:] == (height, width):
-        out += f'<img class="map" src="{_uri("png", picture.overlay[0])}" {size} alt="">'
+        out += f'<img class="map" src="{uri("png", picture.overlay[0])}" {size} alt="">'
     return f'<div class="im">{out}</div>'
 
 
@@ -239,7 +239,7 @@ def _named(image: Mapping[str, Any]) -> str:
 
 def _file(image: Mapping[str, Any]) -> str:
     directory, slash, name = image["file"].rpartition("/")
-    return f'<bdi class="dir">{_breakable(directory + slash)}</bdi><bdi>{_breakable(name)}</bdi>'
+    return f'<bdi class="dir">{breakable(directory + slash)}</bdi><bdi>{breakable(name)}</bdi>'
 
 
 def _chip(priority: str) -> str:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from cxrvit_edge.bundle import MANIFEST, Bundle, Guard, Manifest, PriorityTable, default_path
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import SCHEMA, Finding
-from cxrvit_edge.journal import RESULTS, Owner, _encoded, _lines
+from cxrvit_edge.journal import RESULTS, Owner, encoded, lines_of
 from cxrvit_edge.journal_index import grammar, values_of
 from cxrvit_edge.readers import shown
 from cxrvit_edge.runtime.select import BACKENDS, PRECISIONS
@@ -141,7 +141,7 @@ def read_results(folder: Path) -> tuple[Owner, list[Finding], int]:
     damaged = 0
     try:
         with open(path, "rb", buffering=1 << 20) as file:
-            for line, _ in _lines(file):
+            for line, _ in lines_of(file):
                 finding = _finding(line, path)
                 if finding is None:
                     damaged += 1
@@ -153,7 +153,7 @@ def read_results(folder: Path) -> tuple[Owner, list[Finding], int]:
                         f"{path}: holds results of {', '.join(owner)} and of {', '.join(whose)}; give each a folder of "
                         "its own"
                     )
-                if values_of(pattern, line) is None and values_of(pattern, _encoded(finding)) is None:
+                if values_of(pattern, line) is None and values_of(pattern, encoded(finding)) is None:
                     damaged += 1
                     continue
                 owner, line_of = whose, pattern
@@ -172,7 +172,7 @@ def _finding(line: bytes, path: Path) -> Finding | None:
         schema = raw["schema"]
         if schema == SCHEMA:
             finding = Finding.from_dict({**raw, "timings_ms": {}})
-            _encoded(finding)
+            encoded(finding)
             text = (finding.file, finding.bundle, finding.backend, finding.precision)
             return finding if all(isinstance(value, str) for value in text) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

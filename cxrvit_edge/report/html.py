@@ -71,7 +71,8 @@ def shown(text: object) -> str:
     return escape(raw)
 
 
-def _breakable(text: str) -> str:
+def breakable(text: str) -> str:
+    """A file's name as HTML that may go on in the next line after its separators."""
     return re.sub(r"([/_-]|\.(?=\d))", r"\1<wbr>", shown(text))  # escapes hold none of these
 
 
@@ -96,7 +97,9 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
         date=shown(_date(run.started)),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         script=script,
-        style=Template((_HERE / "report.css").read_text("utf-8")).substitute(scale=_scale(), points=_marks(manifest)),
+        style=Template((_HERE / "report.css").read_text("utf-8")).substitute(
+            scale=severity_scale(), points=_marks(manifest)
+        ),
         research_use=shown(RESEARCH_USE),
         caveat=shown(manifest.raw.get("caveat") or CAVEAT),
         counts=_counts(total, order, priorities, statuses),
@@ -147,7 +150,7 @@ def _row(rank: int, finding: Finding, manifest: Manifest, run: Run, folder: Path
         result = _not_judged(finding)
     warnings = "".join(f"<li>Warning: {shown(w)}</li>" for w in finding.warnings)
     cut = finding.file.rfind("/") + 1
-    directory, name = (_breakable(part) if rich else shown(part) for part in (finding.file[:cut], finding.file[cut:]))
+    directory, name = (breakable(part) if rich else shown(part) for part in (finding.file[:cut], finding.file[cut:]))
     place = f'<bdi class="dir">{directory}</bdi>' if directory else ""
     return (
         f'<tr class="{priority}" data-p="{priority}" data-s="{shown(finding.status)}"><td class="n">{rank}</td>'
@@ -224,9 +227,9 @@ def _picture(rank: int, finding: Finding, run: Run, folder: Path | None) -> str:
         return '<span class="none">no image</span>'
     data, height, width = picture
     size = f'width="{width}" height="{height}"'
-    out, caption = f'<img src="{_uri("jpeg", data)}" {size} alt="Radiograph of rank {rank}, reduced">', ""
+    out, caption = f'<img src="{uri("jpeg", data)}" {size} alt="Radiograph of rank {rank}, reduced">', ""
     if over is not None and over[1:] == (height, width):
-        out += f'<img class="map" src="{_uri("png", over[0])}" {size} alt="">'
+        out += f'<img class="map" src="{uri("png", over[0])}" {size} alt="">'
         caption = f'<p class="cap">{shown(SEVERITY_CAPTION)}</p>'
     return f'<div class="im">{out}</div>{caption}{_relevance(finding, run, pictures.relevance_path(folder, key))}'
 
@@ -243,12 +246,13 @@ def _relevance(finding: Finding, run: Run, path: Path) -> str:
     data, height, width = relevant
     said = RELEVANCE_CAPTION.format(_class(finding.label), shown(run.backend))
     return (
-        f'<figure class="rel"><img src="{_uri("jpeg", data)}" width="{width}" height="{height}" alt="{said}">'
+        f'<figure class="rel"><img src="{uri("jpeg", data)}" width="{width}" height="{height}" alt="{said}">'
         f'<figcaption class="cap">{said}</figcaption></figure>'
     )
 
 
-def _uri(kind: str, data: bytes) -> str:
+def uri(kind: str, data: bytes) -> str:
+    """kind: jpeg or png."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -256,7 +260,7 @@ def _marks(manifest: Manifest) -> str:
     return "".join(f".k{i}{{--op:{manifest.operating_points[c]:.4f}}}" for i, c in enumerate(manifest.classes))
 
 
-def _scale() -> str:
+def severity_scale() -> str:
     """The overlay's shades as CSS gradient stops."""
     stops = (f"rgb({r} {g} {b} / {a / 255:.2f})" for r, g, b, a in pictures.palette()[: pictures.CONTOUR : 4])
     return ",".join(stops)
