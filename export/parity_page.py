@@ -7,12 +7,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cxrvit_edge.report.changes import changed
 from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.run import RESEARCH_USE
-from cxrvit_edge.report.words import CAVEAT, CLASS_NAMES, REASONS
+from cxrvit_edge.report.words import CAVEAT, CLASS_NAMES
 
 SPLITS = {"val": "Validation", "test": "Test", "both": "Both"}
-WHAT = {"label": "Label", "flags": "Flag", "status": "Status", "severity": "Severity", "priority": "Priority"}
 _TEMPLATE = Path(__file__).with_name("parity_page.html")
 
 
@@ -152,7 +152,7 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> str:
         return "<p>Every image is judged as by the reference: same label, flags, status and priority.</p>"
     rows = "".join(
         f'<tr><td class="hash">{shown(c["sha256"])}</td><td>{SPLITS.get(c["split"], "")}</td>'
-        f"<td>{'<br>'.join(_change(c))}</td></tr>"
+        f"<td>{'<br>'.join(changed(c, 'to'))}</td></tr>"
         for c in changes
     )
     return (
@@ -160,27 +160,6 @@ def _changes(changes: Sequence[Mapping[str, Any]]) -> str:
         '<th scope="col">Image</th><th scope="col">Split</th><th scope="col">Reference to variant</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
-
-
-def _change(change: Mapping[str, Any]) -> Iterator[str]:
-    for key in WHAT:
-        if key not in change:
-            continue
-        if key == "flags":
-            for name, (a, b) in change[key].items():
-                yield f"{WHAT[key]} {_word(name)}: {'on' if a else 'off'} to {'on' if b else 'off'}"
-        else:
-            a, b = change[key]
-            yield f"{WHAT[key]}: {_word(a)} to {_word(b)}"
-
-
-def _word(value: object) -> str:
-    if value is None:
-        return "not measured"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    text = str(value)
-    return shown(CLASS_NAMES.get(text) or REASONS.get(text) or text)
 
 
 def _calibration(record: Mapping[str, Any] | None) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cxrvit_edge.benchmark.markup import UNDEFINED, chip, count, figure, listed, table
+from cxrvit_edge.report.changes import changed
 from cxrvit_edge.report.html import shown
-from cxrvit_edge.report.words import CLASS_NAMES, REASONS
 
 LISTED = 200  # images judged otherwise, of a variant
 HASH = 12  # digits shown
-WHAT = {"label": "Label", "flags": "Flag", "status": "Status", "severity": "Severity", "priority": "Priority"}
 
 
 def whole(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -110,30 +109,9 @@ def _changes(record: Mapping[str, Any]) -> str:
             f'<h3>{title}</h3><p class="read">Every image is judged alike: same label, flags, status and priority.</p>'
         )
     rows = [
-        [f'<span class="hash">{shown(c["sha256"][:HASH])}</span>', "<br>".join(_change(c))] for c in changes[:LISTED]
+        [f'<span class="hash">{shown(c["sha256"][:HASH])}</span>', "<br>".join(changed(c))] for c in changes[:LISTED]
     ]
     left = len(changes) - LISTED
     more = f'<p class="read">{left:,} more are in report.json.</p>' if left > 0 else ""
     head = [f"Image<small>SHA-256, first {HASH} digits</small>", "From reference to candidate"]
     return f"<h3>{title}: {count(len(changes), 'change')}</h3>{table(head, rows, texts=2, kind='brief')}{more}"
-
-
-def _change(change: Mapping[str, Any]) -> Iterator[str]:
-    for key, what in WHAT.items():
-        if key not in change:
-            continue
-        if key == "flags":
-            for name, (a, b) in change[key].items():
-                yield f"{what} {_word(name)}: {'on' if a else 'off'} &rarr; {'on' if b else 'off'}"
-        else:
-            a, b = change[key]
-            yield f"{what}: {_word(a)} &rarr; {_word(b)}"
-
-
-def _word(value: object) -> str:
-    if value is None:
-        return "not measured"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    text = str(value)
-    return shown(CLASS_NAMES.get(text) or REASONS.get(text) or text)
