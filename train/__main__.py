@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -33,6 +35,11 @@ STAGES = {
 }
 
 VERBS = {
+    "crossval": """A stage trained on all folds but one, for each fold: figures of images that no network had seen.
+
+    {fold} in an option's value stands for the number of the fold.
+
+    Example: python -m train crossval --data ../shared/data --out runs/cv""",
     "summary": """What the data holds: the paper's Tables 1 to 3 of it.
 
     Example: python -m train summary --data CheXpert-v1.0-small --data brixia=BrixiaScore""",
@@ -50,10 +57,17 @@ VERBS = {
 
 def _train(stage: str, values: dict[str, Any]) -> None:
     from train import stages
+
+    with _stoppable():
+        typer.echo(stages.run(stage, values, lambda text: typer.echo(text, err=True)))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
     from train.stopping import Interrupted
 
     try:
-        typer.echo(stages.run(stage, values, lambda text: typer.echo(text, err=True)))
+        yield
     except Interrupted as stopped:
         typer.echo(str(stopped), err=True)
         raise typer.Exit(130) from None
@@ -74,7 +88,8 @@ def _tool(name: str, doc: str) -> None:
     def tool(**values: Any) -> None:
         from train import verbs
 
-        getattr(verbs, name)(values, lambda text: typer.echo(text, err=True), typer.echo)
+        with _stoppable():
+            getattr(verbs, name)(values, lambda text: typer.echo(text, err=True), typer.echo)
 
     app.command(name)(options.command(tool, options.VERBS[name], doc))
 

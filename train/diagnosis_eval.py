@@ -84,8 +84,22 @@ def findings(
     return {**out, "mean": {**plain(e["mean"]), "over": [FINDINGS[k] for k in defined]}}
 
 
-def within_source(records: Sequence[Record], logits: NDArray[np.float64], *, draws: int = DRAWS) -> dict[str, Any]:
-    """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away."""
-    labels = np.array([-1 if r.label is None else r.label for r in records], np.int64)
-    sources, patients = [r.source for r in records], [r.patient for r in records]
-    return within_group(sources, labels, logits, patients, CLASSES, draws=draws)
+def within_source(
+    records: Sequence[Record], logits: NDArray[np.float64], *, by_view: bool = False, draws: int = DRAWS
+) -> dict[str, Any]:
+    """AUC of each pair of classes inside each source with five images of both: there the source gives nothing away.
+
+    by_view: inside each source and view, PA or AP (AP Supine with it), so that the view gives nothing away either.
+    """
+    groups = {i: group for i, r in enumerate(records) if (group := group_of(r, by_view=by_view)) is not None}
+    chosen = [records[i] for i in groups]
+    labels = np.array([-1 if r.label is None else r.label for r in chosen], np.int64)
+    patients = [r.patient for r in chosen]
+    return within_group(list(groups.values()), labels, logits[list(groups)], patients, CLASSES, draws=draws)
+
+
+def group_of(r: Record, *, by_view: bool = False) -> str | None:
+    """Its source, or source and view; None for a view that is neither PA nor AP."""
+    if not by_view:
+        return r.source
+    return f"{r.source}, {r.view[:2]}" if r.view.startswith(("PA", "AP")) else None

@@ -21,3 +21,13 @@ def lung_dice(p: Predictions, *, draws: int = DRAWS) -> dict[str, Any]:
         )
         out[kind] = {"images": len(chosen), **plain(interval)}
     return out
+
+
+def lung_dice_by_source(p: Predictions, *, draws: int = DRAWS) -> dict[str, Any]:
+    """`lung_dice` of each source that has masks."""
+    out = {}
+    for source in sorted({r.source for r in p.records if r.lungs_kind}):
+        rows = [i for i, r in enumerate(p.records) if r.source == source]
+        part = Predictions([p.records[i] for i in rows], p.logits[rows], p.zones[rows], p.lung_dice[rows])
+        out[source] = lung_dice(part, draws=draws)
+    return out

@@ -158,6 +158,23 @@ VERBS: dict[str, dict[str, Option]] = {
     },
 }
 
+_CROSS = "Cross-validation"
+VERBS["crossval"] = {
+    "stage": _option(str, "joint", "Stage that is trained: joint or diagnosis.", panel=_CROSS),
+    "by": _option(str, "patient", "Folds of patients, or each source left out: patient or source.", panel=_CROSS),
+    "folds": _option(int, 5, "Number of folds of patients; --split-seed draws them.", panel=_CROSS, min=2),
+    "fold": _option(
+        list[int] | None, None, "Only this fold, from 0; repeat. The last one made pools all.", panel=_CROSS
+    ),
+    "judged": _option(
+        str, "all", "Held-out images judged: all, or reusable (what weights may learn from).", panel=_CROSS
+    ),
+    "against": _option(
+        list[Path] | None, None, "--out of another cross-validation, for paired differences; repeat.", panel=_CROSS
+    ),
+    **{k: v for k, v in {**OWN["diagnosis"], **OWN["joint"], **SHARED}.items() if k != "leave_out"},
+}
+
 
 def command(function: Callable[..., None], options: Mapping[str, Option], doc: str) -> Callable[..., None]:
     """`function(**values)` as a Typer command with these options and this help."""

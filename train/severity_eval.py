@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.metrics import DRAWS, Index, auc, bootstrap, number, plain, severity
+from cxrvit_edge.metrics import DRAWS, Index, bootstrap, number, plain, severity
+from cxrvit_edge.resampling import Auc, Float, Measure, ratio, weighted_bootstrap
+from cxrvit_edge.resampling import agreement as agreement_of
 from train.data.record import Record
 from train.predict import Predictions
 
@@ -46,15 +49,18 @@ def agreement(truth: Scores, score: Scores) -> dict[str, float]:
     return {"mse": s.mse, "mae": s.mae, "cc": s.cc, "r2": s.r2}
 
 
+Constant = float | Mapping[Path, float]  # one score, or one for each image by its path (of the fold it lies in)
+
+
 def severity_figures(
-    p: Predictions, threshold: float, constant: float = float("nan"), *, draws: int = DRAWS
+    p: Predictions, threshold: float, constant: Constant = float("nan"), *, draws: int = DRAWS
 ) -> dict[str, Any]:
     """Score against Brixia zones cut at `threshold`, as plain values for JSON, with intervals over patients.
 
     images: scored by a radiologist and by the network; no_lungs: by the first alone. constant: always the given score
     (the training mean), gain: its MSE less the network's, on the same draws. zone_auc: of the zones' values against
-    affected or not. radiologists: the second against the first, and the network against the first, on the images that
-    both scored.
+    affected or not, all zones together; zone_auc_mean: the mean of that of each zone. radiologists: the second against
+    the first, and the network against the first, on the images that both scored.
     """
     zones = zone_truth(p.records, threshold)
     truth, score = zones.sum((1, 2)), p.scores
@@ -65,25 +71,47 @@ def severity_figures(
     }
     if not known.size:
         return out
+    records = [p.records[int(i)] for i in known]
     t, s, z, v = truth[known], score[known], zones[known], p.zones[known].astype(np.float64)
+    c = np.array([constant[r.path] if isinstance(constant, Mapping) else constant for r in records])
+    network, by_zone = agreement_of(t, s), zone_auc(z, v)
 
-    def measure(i: Index) -> dict[str, float]:
-        found = agreement(t[i], s[i])
-        still = {"constant mse": ((t[i] - constant) ** 2).mean(), "constant mae": np.abs(t[i] - constant).mean()}
-        still["gain"] = still["constant mse"] - found["mse"]
-        return {**found, **still, "zone auc": auc(z[i].ravel() == 1, v[i].ravel())}
+    def measure(weights: Float) -> dict[str, Float]:
+        found, whole = network(weights), weights.sum(1)
+        still = {
+            "constant mse": ratio(weights @ (t - c) ** 2, whole),
+            "constant mae": ratio(weights @ np.abs(t - c), whole),
+        }
+        return {**found, **still, "gain": still["constant mse"] - found["mse"], **by_zone(weights)}
 
-    e = bootstrap(measure, [p.records[int(i)].patient for i in known], draws=draws)
+    e = weighted_bootstrap(measure, [r.patient for r in records], draws=draws)
     out.update({name: plain(e[name]) for name in FIGURES})
     out["constant"] = {
-        "score": number(constant),
+        "score": number(float(c.mean())),
         "mse": plain(e["constant mse"]),
         "mae": plain(e["constant mae"]),
         "gain": plain(e["gain"]),
     }
     out["zone_auc"] = plain(e["zone auc"])
-    out["radiologists"] = radiologists([p.records[int(i)] for i in known], s, threshold, draws=draws)
+    out["zone_auc_mean"] = plain(e["mean zone auc"])
+    out["radiologists"] = radiologists(records, s, threshold, draws=draws)
     return out
+
+
+def zone_auc(truth: Scores, value: Scores) -> Measure:
+    """`zone auc` over all zones together and `mean zone auc` over each zone's own; truth, value (N, 3, 2).
+
+    The mean is over the zones that are affected in some of the images and not in others.
+    """
+    together = Auc(truth.ravel() == 1, value.ravel())
+    z, v = truth.reshape(len(truth), 6) == 1, value.reshape(len(value), 6)
+    each = [Auc(z[:, k], v[:, k]) for k in range(6) if z[:, k].any() and not z[:, k].all()]
+
+    def measure(weights: Float) -> dict[str, Float]:
+        single = [area(weights) for area in each] or [np.full(len(weights), np.nan)]
+        return {"zone auc": together(np.repeat(weights, 6, axis=1)), "mean zone auc": np.mean(single, axis=0)}
+
+    return measure
 
 
 def radiologists(

@@ -1,4 +1,4 @@
-"""What is made of data and runs beside training: summary, evaluate, figures, guard."""
+"""What is made of data and runs beside training a stage: crossval, summary, evaluate, figures, guard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from train.choose import selected
 from train.runs import find_weights
 
 Say = Callable[[str], None]
+
+
+def crossval(values: Mapping[str, Any], say: Say, write: Say) -> None:
+    from train.crossval import crossval as of
+
+    write(of(values, _device(values), say))
 
 
 def summary(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: ARG001
