@@ -49,6 +49,9 @@ def crossval(values: Mapping[str, Any], device: str, say: Say) -> str:
     folds = range(len(plan.names))
     if wrong := [k for k in values["fold"] or () if k not in folds]:
         raise UsageError(f"--fold {wrong[0]}: from 0 to {len(folds) - 1}")
+    for k in (values["fold"] or folds) if values["fresh"] else ():
+        for name in (PREDICTIONS, STATE):
+            (values["out"] / f"fold-{k}" / name).unlink(missing_ok=True)
     for k in values["fold"] or folds:
         make_fold(plan, k, settings, values, device, lambda told, k=k: say(f"fold {k}: {told}"))  # type: ignore[misc]
     missing = [k for k in folds if not (values["out"] / f"fold-{k}" / PREDICTIONS).is_file()]
@@ -73,9 +76,6 @@ def make_fold(
 ) -> None:
     """Train fold k and predict what it holds out, as far as that is not done."""
     folder = values["out"] / f"fold-{k}"
-    if values["fresh"]:
-        for name in (PREDICTIONS, STATE):
-            (folder / name).unlink(missing_ok=True)
     state = _state(folder, {"settings": dict(settings), "rows": plan.digest(), "name": plan.names[k]})
     if (folder / PREDICTIONS).is_file():
         say("is there")
@@ -83,8 +83,10 @@ def make_fold(
     weights = folder / "model.safetensors"
     if not weights.is_file() or state["checkpoint"] != _sha256(weights):
         own = {name: _of_fold(values[name], k) for name in {**SHARED, **OWN[values["stage"]]} if name in values}
-        patience = stages.recipe_of(values["stage"], own).patience
-        own["leave_out"] = plan.held_out(k, VAL if patience else 0.0)
+        recipe = stages.recipe_of(values["stage"], own)
+        state["recipe"] = json.loads(json.dumps(recipe.to_dict()))
+        _check_recipes([*_recipes(values["out"], len(plan.names)), state["recipe"]], values["out"])
+        own["leave_out"] = plan.held_out(k, VAL if recipe.patience else 0.0)
         own |= {"out": folder, "cache": values["cache"] or values["out"].parent / "cache"}
         _write(folder / STATE, state)
         began = time.monotonic()
@@ -105,6 +107,7 @@ def make_fold(
     )
     row = {plan.records[i].path: i for i in held}
     save(folder / PREDICTIONS, plan, p, [row[r.path] for r in p.records])
+    (folder / "last.safetensors").unlink(missing_ok=True)  # four times the weights, and nothing goes on from it
 
 
 def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say: Say) -> str:
@@ -114,6 +117,7 @@ def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say
         folder = out / f"fold-{k}"
         states.append(_state(folder, {"settings": dict(settings), "rows": plan.digest(), "name": name}))
         parts.append(load(folder / PREDICTIONS))
+    _check_recipes(_recipes(out, len(plan.names)), out)
     p, rows = paired(plan, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     save(out / PREDICTIONS, plan, p, rows)
     held = [plan.held_out(k).split(plan.records) for k in range(len(plan.names))]
@@ -159,6 +163,8 @@ def _name(path: Path, taken: Mapping[str, Any]) -> str:
 
 def _of_fold(value: Any, k: int) -> Any:
     """{fold} in text and paths is the number of the fold."""
+    if isinstance(value, list):
+        return [_of_fold(v, k) for v in value]
     if isinstance(value, (str, Path)) and "{fold}" in str(value):
         return type(value)(str(value).replace("{fold}", str(k)))
     return value
@@ -180,6 +186,21 @@ def _state(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder}: made with another {' and '.join(other)}; name another --out, or --fresh to drop it"
         )
     return state
+
+
+def _recipes(out: Path, folds: int) -> list[Any]:
+    """Of the folds that are made or begun."""
+    paths = (out / f"fold-{k}" / STATE for k in range(folds))
+    states = (json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file())
+    return [state["recipe"] for state in states if state.get("recipe")]
+
+
+def _check_recipes(recipes: Sequence[Any], out: Path) -> None:
+    """A preset's recipe may have changed between two calls with the same options."""
+    if any(r != recipes[0] for r in recipes[1:]):
+        raise UsageError(
+            f"{out}: its folds differ in their recipes; make them again with --fresh, or name another --out"
+        )
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:
