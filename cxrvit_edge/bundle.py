@@ -67,6 +67,20 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Selective:
+    """Split-conformal prediction sets of the classes with a probability of at least 1 - threshold.
+
+    alpha: share of films whose class may be missing from their set; images: that the threshold was chosen on; method:
+    lac, the least ambiguous set-valued classifier (Sadinle et al. 2019).
+    """
+
+    alpha: float
+    threshold: float
+    images: int
+    method: str = "lac"
+
+
+@dataclass(frozen=True)
 class PriorityTable:
     """flagged: classes that raise the priority; urgent_score: severity score from which a flagged study is urgent.
 
@@ -80,7 +94,11 @@ class PriorityTable:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the bundle says of itself. `raw` is the whole of manifest.json."""
+    """What the bundle says of itself. `raw` is the whole of manifest.json.
+
+    operating_points, sensitive_points: class -> threshold of a sensitivity of at least 80 and 95 % on val; the latter,
+    and selective, are None for a bundle without.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -94,6 +112,8 @@ class Manifest:
     golden_inputs: str
     intended_use: str
     priority: PriorityTable = field(default_factory=PriorityTable)
+    sensitive_points: Mapping[str, float] | None = None
+    selective: Selective | None = None
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -109,7 +129,7 @@ class Manifest:
                 name=str(raw["name"]),
                 classes=tuple(raw["classes"]),
                 preprocessing=dict(raw["preprocessing"]),
-                operating_points={k: float(v) for k, v in raw["operating_points"].items()},
+                operating_points=_points(raw["operating_points"]),
                 temperature=float(raw["temperature"]),
                 views=dict(raw["views"]),
                 variants={name: _variant(name, v) for name, v in raw["variants"].items()},
@@ -118,6 +138,8 @@ class Manifest:
                 golden_inputs=str(raw["golden_inputs"]),
                 intended_use=str(raw["intended_use"]),
                 priority=PriorityTable(tuple(table["flagged"]), float(table["urgent_score"]), tuple(table["order"])),
+                sensitive_points=None if (points := raw.get("sensitive_points")) is None else _points(points),
+                selective=None if (sets := raw.get("selective")) is None else _selective(sets),
                 raw=raw,
             )
             fault = next(_faults(manifest, dict(raw["weights"])), None)
@@ -126,6 +148,15 @@ class Manifest:
         if fault:
             raise BundleError(f"{where}: {fault}; export it again")
         return manifest
+
+
+def _points(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _selective(values: Mapping[str, Any]) -> Selective:
+    alpha, threshold = (float(values[name]) for name in ("alpha", "threshold"))
+    return Selective(alpha, threshold, int(values["images"]), str(values["method"]))
 
 
 def _guard(values: Mapping[str, Any]) -> Guard:
@@ -162,10 +193,16 @@ def _faults(m: Manifest, weights: Mapping[str, str]) -> Iterator[str]:
         yield f"no weights for graph {sorted(absent)}"
     if absent := set(named) - set(m.files):
         yield f"no SHA-256 for {sorted(absent)}"
-    if set(m.operating_points) != set(m.classes) or not set(m.priority.flagged) <= set(m.classes):
+    points = [m.operating_points, *([] if m.sensitive_points is None else [m.sensitive_points])]
+    if any(set(p) != set(m.classes) for p in points) or not set(m.priority.flagged) <= set(m.classes):
         yield f"operating points or priority name other classes than {list(m.classes)}"
     if not (math.isfinite(m.temperature) and m.temperature > 0):
         yield f"temperature is {m.temperature}, not over 0"
+    if s := m.selective:
+        if s.method != Selective.method:
+            yield f"its prediction sets are of method {s.method!r}, this version knows {Selective.method}"
+        if not (0 < s.alpha < 1 and 0 <= s.threshold <= 1):
+            yield f"its prediction sets have alpha {s.alpha} and threshold {s.threshold}, not between 0 and 1"
 
 
 @dataclass(frozen=True)

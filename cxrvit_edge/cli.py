@@ -46,6 +46,11 @@ class Precision(str, Enum):
     int8 = "int8"
 
 
+class Sensitivity(str, Enum):
+    percent80 = "80"
+    percent95 = "95"
+
+
 BundleOption = Annotated[
     str | None, typer.Option("--bundle", metavar="DIR", help="Bundle folder or .zip; the embedded one by default.")
 ]
@@ -60,6 +65,12 @@ def triage(
     bundle: BundleOption = None,
     backend: Annotated[Backend, typer.Option(help="What runs the network.")] = Backend.auto,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = Precision.auto,
+    sensitivity: Annotated[
+        Sensitivity, typer.Option(help="Flag at the operating point of at least so many per cent on validation films.")
+    ] = Sensitivity.percent80,
+    selective: Annotated[
+        bool, typer.Option("--selective", help="What the network is undecided about is for review.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Images a batch, full ones; by default what is ready.")
     ] = None,
@@ -131,6 +142,8 @@ def triage(
             ),
             views=views,
             follow_links=follow_links,
+            sensitivity=int(sensitivity.value),
+            selective=selective,
         )
         shown = not quiet and sys.stderr.isatty()
         with ProgressLine(paths, out, shown=shown, counted=not watch, follow_links=follow_links) as line:

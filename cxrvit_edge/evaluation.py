@@ -25,6 +25,7 @@ from cxrvit_edge.metrics import (
 )
 from cxrvit_edge.parity import Observation
 from cxrvit_edge.resampling import Float, agreement, calibration, weighted_bootstrap
+from cxrvit_edge.selective import figures as selective
 from cxrvit_edge.studies import Study
 
 SEVERITY = ("mse", "mae", "cc", "r2")
@@ -36,11 +37,13 @@ def accuracy(
     """The accuracy block of report.json; `studies` are the labels of `observations`, in the same order.
 
     Every labelled image counts in each figure but severity, also one that triage refuses; `refused` counts these by
-    code, `images` and `patients` the labelled. ValueError if the two differ in length.
+    code, `images` and `patients` the labelled. `sensitive` and `selective` are None for a
+    bundle without. ValueError if the two differ in length.
     """
     pairs = list(zip(observations, studies, strict=True))
     known = [(o, s, s.label) for o, s in pairs if s.label is not None]
-    classes, points = bundle.manifest.classes, bundle.manifest.operating_points
+    m = bundle.manifest
+    classes = m.classes
     labels = np.array([label for *_, label in known], np.int64)
     patients = [s.patient for _, s, _ in known]
     logits = np.stack([o.logits for o, *_ in known]) if known else np.zeros((0, len(classes)))
@@ -52,19 +55,24 @@ def accuracy(
         "classes": {name: int((labels == k).sum()) for k, name in enumerate(classes)},
     }
     with np.errstate(invalid="ignore"):
-        p = softmax(logits, bundle.manifest.temperature)
+        p = softmax(logits, m.temperature)
     why = f"the network gave {broken} images values that are not finite" if broken else None
-    ways = {"operating": points}
+    ways = {"operating": m.operating_points}
+    if m.sensitive_points is not None:
+        ways["sensitive"] = m.sensitive_points
     found = discrimination(  # triage holds its thresholds against six digits
         labels, p, patients, classes, ways, reported=np.round(p, 6), draws=draws, seed=seed
     )
     out["auc"] = {name: _explained(e, labels, classes, name, why) for name, e in found["auc"].items()}
-    out["operating"] = found["operating"]
+    out["operating"], out["sensitive"] = found["operating"], found.get("sensitive")
     out["roc"] = {name: [] if broken else _curve(labels == k, p[:, k]) for k, name in enumerate(classes)}
     out["calibration"] = _calibration(labels, p, patients, why, draws, seed)
     out["severity"] = severity(observations, studies, draws=draws, seed=seed)
     views = [o.view for o, *_ in known]
     sources = [s.source for _, s, _ in known]
+    out["selective"] = m.selective and selective(
+        labels, p, patients, sources, classes, m.selective, draws=draws, seed=seed
+    )
     out["by_view"] = by_group(views, labels, p, patients, classes, draws=draws, seed=seed)
     out["by_source"] = by_group(sources, labels, p, patients, classes, draws=draws, seed=seed) if any(sources) else {}
     stated = [i for i, source in enumerate(sources) if source]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.decision import USUAL, Rule, prediction_sets
 from cxrvit_edge.errors import InputError, Reason, Status
 from cxrvit_edge.guard_head import describe_outputs, head_of
 from cxrvit_edge.preprocess import Float32, Geometry
@@ -29,20 +30,23 @@ class Severity:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the network says of one radiograph."""
+    """What the network says of one radiograph. prediction_set: the classes it does not rule out; None if its bundle has
+    no such sets."""
 
     probabilities: dict[str, float]
     label: str
     flags: dict[str, bool]
     severity: Severity
     priority: str
+    prediction_set: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
     """One input's line in results.jsonl; the fields of Judgement are None unless status is ok.
 
-    file: POSIX path as reached from the PATH given; reason: {code, message} or None; timings_ms: by stage.
+    file: POSIX path as reached from the PATH given; reason: {code, message} or None; timings_ms: by stage; sensitivity,
+    selective: the `decision.Rule` that made flags and priority.
     """
 
     file: str
@@ -56,17 +60,22 @@ class Finding:
     probabilities: dict[str, float] | None = None
     label: str | None = None
     flags: dict[str, bool] | None = None
+    prediction_set: tuple[str, ...] | None = None
     severity: Severity | None = None
     priority: str = "review"
     timings_ms: dict[str, float] = field(default_factory=dict)
     bundle: str = ""
     backend: str = ""
     precision: str = ""
+    sensitivity: int = USUAL.sensitivity
+    selective: bool = USUAL.selective
 
     def to_dict(self) -> dict[str, Any]:
         severity = self.severity and {"score": self.severity.score, "zones": self.severity.zones}
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {"schema": SCHEMA, **values, "warnings": list(self.warnings), "severity": severity}
+        possible = None if self.prediction_set is None else list(self.prediction_set)
+        lists = {"warnings": list(self.warnings), "prediction_set": possible}
+        return {"schema": SCHEMA, **values, **lists, "severity": severity}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Finding:
@@ -79,16 +88,26 @@ class Finding:
                 zones = known["severity"]["zones"]
                 known["severity"] = Severity(known["severity"]["score"], zones and tuple(tuple(z) for z in zones))
             known["warnings"] = tuple(known.get("warnings") or ())
+            if (possible := known.get("prediction_set")) is not None:
+                if not isinstance(possible, list):
+                    raise TypeError(f"prediction_set is {possible!r}")
+                known["prediction_set"] = tuple(possible)
             return cls(**known)
         except (TypeError, KeyError) as error:
             raise ValueError(f"no finding: {error}") from error
 
 
 def judge(
-    outputs: Outputs, index: int, bundle: Bundle, view: View, geometry: Geometry, film: Float32 | None = None
+    outputs: Outputs,
+    index: int,
+    bundle: Bundle,
+    view: View,
+    geometry: Geometry,
+    film: Float32 | None = None,
+    rule: Rule = USUAL,
 ) -> Judgement:
     """Row `index` of a batch's outputs -> Judgement. film: `guard.describe` of the input; without it the bundle's guard
-    head is not asked.
+    head is not asked. rule: makes flags and priority; the bundle must have what it takes (`Rule.require`).
 
     InputError: not_finite (the network gave no number), not_a_chest (no lungs worth the name were found, or another
     kind of image), lateral_view, rotated or inverted.
@@ -106,15 +125,21 @@ def judge(
     exp = np.exp(scaled - scaled.max())
     p = exp / exp.sum()
     probabilities = {name: round(float(v), 6) for name, v in zip(m.classes, p, strict=True)}
-    flags = {name: value >= m.operating_points[name] for name, value in probabilities.items()}  # as they are reported
+    points = rule.points(m)
+    flags = {name: value >= points[name] for name, value in probabilities.items()}  # as they are reported
+    possible = None
+    if m.selective is not None:
+        member = prediction_sets(np.array([*probabilities.values()])[None], m.selective.threshold)[0]  # (K,)
+        possible = tuple(name for name, within in zip(m.classes, member, strict=True) if within)
     zones = zone_masks(lungs)
     severity = Severity()
     if zones is not None:
         array = severity_array(severity_map, zones)
         rows = tuple((round(float(a), 4), round(float(b), 4)) for a, b in array)
         severity = Severity(round(sum(a + b for a, b in rows), 4), rows)
-    priority = _priority(flags, severity, bundle, view)
-    return Judgement(probabilities, m.classes[int(p.argmax())], flags, severity, priority)
+    undecided = rule.selective and possible is not None and len(possible) != 1
+    priority = "review" if undecided else _priority(flags, severity, bundle, view)
+    return Judgement(probabilities, m.classes[int(p.argmax())], flags, severity, priority, possible)
 
 
 def check_lungs(lungs: np.ndarray, bundle: Bundle, geometry: Geometry) -> None:

@@ -115,6 +115,8 @@ def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
         "licences": m.raw.get("licences"),
         "classes": list(m.classes),
         "operating_points": dict(m.operating_points),
+        "sensitive_points": None if m.sensitive_points is None else dict(m.sensitive_points),
+        "selective": None if m.selective is None else vars(m.selective),
         "temperature": m.temperature,
         "views": dict(m.views),
         "priority": {

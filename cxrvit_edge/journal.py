@@ -1,6 +1,6 @@
 """results.jsonl: one line an input, appended when it is done, whole after a kill at any moment.
 
-Every line carries bundle, back end and precision, so the file itself says whom it belongs to.
+Every line carries bundle, back end, precision and rule, so the file itself says whom it belongs to.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, overload
 
 from cxrvit_edge import lock
+from cxrvit_edge.decision import USUAL, Rule
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import SCHEMA, Finding
 from cxrvit_edge.journal_index import Entry, Index, Values, grammar, values_from, values_of
@@ -37,6 +38,19 @@ class Owner(NamedTuple):
     bundle: str
     backend: str
     precision: str
+    sensitivity: int = USUAL.sensitivity
+    selective: bool = USUAL.selective
+
+    @classmethod
+    def of(cls, finding: Finding) -> Owner:
+        return cls(*(getattr(finding, name) for name in cls._fields))
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.sensitivity, self.selective)
+
+    def __str__(self) -> str:
+        return f"{self.bundle}, {self.backend}, {self.precision}, {self.rule}"
 
 
 class Journal:
@@ -234,7 +248,7 @@ class Journal:
             schema = raw["schema"]
             if schema == SCHEMA:
                 finding = Finding.from_dict(raw)
-                owner = Owner(finding.bundle, finding.backend, finding.precision)
+                owner = Owner.of(finding)
                 ours = encoded(finding)
                 if not isinstance(finding.file, str):
                     return None
@@ -245,8 +259,8 @@ class Journal:
             raise UsageError(f"{self.path}: results of schema {schema!r}, this version writes {SCHEMA}; {hint}")
         if owner != self.owner:
             raise UsageError(
-                f"{self.path.parent}: holds results of {', '.join(map(str, owner))}, this run uses "
-                f"{', '.join(self.owner)}; give another --out, or --fresh to start anew"
+                f"{self.path.parent}: holds results of {owner}; this run uses {self.owner}; give another --out, or "
+                "--fresh to start anew"
             )
         return values_of(self._line, ours)
 

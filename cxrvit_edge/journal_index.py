@@ -62,9 +62,9 @@ class Values(NamedTuple):
     mtime_ns: int
 
 
-def grammar(owner: Sequence[str]) -> re.Pattern[bytes]:
-    """Matches a whole line of `owner` (bundle, back end, precision) as it is written; for `values_of`."""
-    bundle, backend, precision = (re.escape(json.dumps(text)) for text in owner)
+def grammar(owner: Sequence[str | int]) -> re.Pattern[bytes]:
+    """Matches a whole line of `owner` (a `journal.Owner`) as it is written; for `values_of`."""
+    bundle, backend, precision, sensitivity, selective = (re.escape(json.dumps(value)) for value in owner)
     fields = (
         rf'"schema":{SCHEMA}',
         rf'"file":({_TEXT})',
@@ -78,12 +78,15 @@ def grammar(owner: Sequence[str]) -> re.Pattern[bytes]:
         rf'"probabilities":(?:null|{_object(_NUMBER)})',
         rf'"label":(?:null|{_TEXT})',
         rf'"flags":(?:null|{_object("(?:true|false)")})',
+        rf'"prediction_set":(?:null|{_list(_TEXT)})',
         rf'"severity":(?:null|\{{"score":(?:null|{_NUMBER}),"zones":(?:null|\[{_PAIR},{_PAIR},{_PAIR}\])\}})',
         rf'"priority":{_TEXT}',
         rf'"timings_ms":{_object(_NUMBER)}{_OTHERS}',
         f'"bundle":{bundle}',
         f'"backend":{backend}',
-        f'"precision":{precision}{_OTHERS}',
+        f'"precision":{precision}',
+        f'"sensitivity":{sensitivity}',
+        f'"selective":{selective}{_OTHERS}',
     )
     return re.compile((r"\{" + ",".join(fields) + r"\}\n").encode("ascii"))
 

@@ -346,7 +346,15 @@ class Pipeline:
         film = item.film
         try:
             if item.outputs is not None and film.geometry is not None:
-                judgement = judge(item.outputs, 0, self._plan.bundle, film.view, film.geometry, film.description)
+                judgement = judge(
+                    item.outputs,
+                    0,
+                    self._plan.bundle,
+                    film.view,
+                    film.geometry,
+                    film.description,
+                    self._plan.owner.rule,
+                )
         except Exception as error:
             item.fail(error)
             if isinstance(error, InputError) and error.reason is Reason.LATERAL_VIEW:
@@ -386,12 +394,11 @@ class Pipeline:
             probabilities=judgement.probabilities if judgement else None,
             label=judgement.label if judgement else None,
             flags=judgement.flags if judgement else None,
+            prediction_set=judgement.prediction_set if judgement else None,
             severity=judgement.severity if judgement else None,
             priority=judgement.priority if judgement else "review",
             timings_ms={stage: round(ms, 3) for stage, ms in item.ms().items()},
-            bundle=self._plan.owner.bundle,
-            backend=self._plan.owner.backend,
-            precision=self._plan.owner.precision,
+            **self._plan.owner._asdict(),
         )
 
 

@@ -108,6 +108,7 @@ def _told(summary: Summary) -> Iterator[str]:
     kept = f" ({run.resumed:,} kept from an earlier run)" if run.resumed else ""
     yield f"{_count(summary.inputs, 'input')}{kept}: {_listed(summary.statuses)}"
     yield f"priority: {_listed(summary.priorities)}"
+    yield f"operating point: {run.rule}"
     if run.done:
         speed = run.done / run.seconds if run.seconds > 0 else 0.0
         with_what = f"{run.backend} {run.precision}"

@@ -92,7 +92,7 @@ class Summary:
             "priorities": self.priorities,
             "failures": self.failures,
             "failed": [{"file": file, "message": message} for file, message in self.failed],
-            "run": {**vars(self.run), "notes": list(self.run.notes)},
+            "run": {**vars(self.run), "rule": self.run.rule._asdict(), "notes": list(self.run.notes)},
             "ledger": self.ledger.to_dict(),
             "results": self.results.as_posix(),
             "worklist": self.worklist.as_posix(),

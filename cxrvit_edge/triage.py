@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 
 from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.decision import USUAL, Rule
 from cxrvit_edge.discover import Found, StrPath, discover, require
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
@@ -48,12 +49,16 @@ class Triage:
         limits: Limits | None = None,
         views: StrPath | None = None,
         follow_links: bool = False,
+        sensitivity: int = USUAL.sensitivity,
+        selective: bool = USUAL.selective,
     ) -> None:
         """batch_size: images a batch, None the session's own; workers: reader threads, None one a core.
 
         mode: auto runs what is ready, throughput full batches, latency one at a time; a batch size asked for means
-        throughput. views: CSV of views; follow_links: also links that lead out of the PATHs.
-        UsageError for a number under 1, a mode unknown or against the batch size, or a table that cannot be used.
+        throughput. views: CSV of views; follow_links: also links that lead out of the PATHs. sensitivity: 80 or 95, per
+        cent, of the operating points that make flags; selective: a film whose prediction set is not of one class is for
+        review. UsageError for a number under 1, a mode unknown or against the batch size, a table that cannot be used,
+        or a sensitivity or prediction sets that the bundle does not have.
         """
         for name, value in (("batch size", batch_size), ("workers", workers)):
             if value is not None and value < 1:
@@ -72,7 +77,8 @@ class Triage:
         self._views = None if views is None else ViewTable(os.fspath(views))
         self._follow_links = follow_links
         name = f"{bundle.manifest.name}@{bundle.sha256[:12]}"
-        self.owner = Owner(name, sessions.backend, sessions.precision)
+        rule = Rule(sensitivity, selective).require(bundle.manifest)
+        self.owner = Owner(name, sessions.backend, sessions.precision, *rule)
 
     @classmethod
     def open(
@@ -88,6 +94,8 @@ class Triage:
         limits: Limits | None = None,
         views: StrPath | None = None,
         follow_links: bool = False,
+        sensitivity: int = USUAL.sensitivity,
+        selective: bool = USUAL.selective,
     ) -> Triage:
         """Open a bundle (None is the embedded one) and sessions that have reproduced its golden outputs here.
 
@@ -95,6 +103,7 @@ class Triage:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else os.fspath(bundle))
         head_of(opened)  # a guard that cannot be read is told now, not once an input
+        Rule(sensitivity, selective).require(opened.manifest)  # before the sessions, which take time
         sessions = open_sessions(opened, backend=backend, precision=precision, verify=verify)
         return cls(
             opened,
@@ -105,6 +114,8 @@ class Triage:
             limits=limits,
             views=views,
             follow_links=follow_links,
+            sensitivity=sensitivity,
+            selective=selective,
         )
 
     def __call__(self, paths: StrPath | Iterable[StrPath]) -> Iterator[Finding]:
@@ -124,11 +135,12 @@ class Triage:
     ) -> Summary:
         """Triage `paths` into the folder `out`: results.jsonl, worklist.csv, report.html, thumbnails.
 
-        Results of an earlier run of the same bundle, back end and precision stand while size and time of the file are
-        unchanged, and with `verify` its hash too, unless it failed; `fresh` drops them all. watch: go on with what
-        comes until KeyboardInterrupt, which then ends the run as it should; the worklist is renewed in between. trace:
-        file for Chrome trace events. UsageError if no path exists or holds a file, if `trace` lies under one, if `out`
-        belongs to another bundle, back end or precision, is in use by another process, or cannot be written.
+        Results of an earlier run of the same bundle, back end, precision and rule (sensitivity, selective) stand while
+        size and time of the file are unchanged, and with `verify` its hash too, unless it failed; `fresh` drops them
+        all. watch: go on with what comes until KeyboardInterrupt, which then ends the run as it should; the worklist is
+        renewed in between. trace: file for Chrome trace events. UsageError if no path exists or holds a file, if
+        `trace` lies under one, if `out` belongs to another bundle, back end, precision or rule, is in use by another
+        process, or cannot be written.
         """
         paths, out = _several(paths), Path(out)
         require(paths, out)
@@ -263,6 +275,7 @@ class _Run:
                 done=tally.done,
                 resumed=tally.resumed,
                 stage_ms=tally.mean(),
+                rule=triage.owner.rule,
                 notes=(*notes, *ledger.advice()),
             )
             write_worklist(out / WORKLIST, ordered, manifest)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cxrvit_edge.bundle import MANIFEST, SCHEMA, WEIGHTS, Bundle, Guard, PriorityTable, Tolerance
+from cxrvit_edge.bundle import MANIFEST, SCHEMA, WEIGHTS, Bundle, Guard, PriorityTable, Selective, Tolerance
 from cxrvit_edge.errors import ParityError, UsageError
 from cxrvit_edge.metrics import softmax
 from cxrvit_edge.model import checkpoint
@@ -26,7 +26,7 @@ from export.licence import WEIGHTS_LICENCE
 from export.predict import predict
 from export.weights import write_weights
 from train.data.record import Record
-from train.evaluate import report
+from train.evaluate import Predictions, report
 
 GRAPH = "shared"
 GRAPH_FILE, LICENCE_FILE, GUARD_FILE = "fp32.onnx", "LICENSE-WEIGHTS.md", "guard.npz"
@@ -46,6 +46,8 @@ Say = Callable[[str], None]
 class Decisions:
     temperature: float
     operating_points: Mapping[str, float]
+    sensitive_points: Mapping[str, float]
+    selective: Selective
     guard: Guard
 
 
@@ -92,6 +94,8 @@ def from_checkpoint(source: Path, records: Sequence[Record], work: Path, name: s
         "preprocessing": preprocessing.to_dict(),
         "temperature": chosen.temperature,
         "operating_points": dict(chosen.operating_points),
+        "sensitive_points": dict(chosen.sensitive_points),
+        "selective": asdict(chosen.selective),
         "guard": asdict(chosen.guard),
         "priority": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(PriorityTable()).items()},
         "views": {"any": GRAPH},
@@ -191,13 +195,29 @@ def _decide(
         raise UsageError("no labelled image in the val split: operating points are chosen there; label some")
     temperature = decisions.fit_temperature(p.labels[known], p.logits[known])
     probabilities = softmax(p.logits[known], temperature)
-    points = decisions.operating_points(p.labels[known], probabilities, CLASSES)
-    chosen = Decisions(temperature, points, decisions.guard(extent.area, extent.confidence))
-    evaluation = {"val": report(p, points, temperature)}
+    labels = p.labels[known]
+    chosen = Decisions(
+        temperature,
+        decisions.operating_points(labels, probabilities, CLASSES),
+        decisions.operating_points(labels, probabilities, CLASSES, decisions.SENSITIVE),
+        decisions.selective(labels, probabilities),
+        decisions.guard(extent.area, extent.confidence),
+    )
+
+    def evaluated(q: Predictions) -> dict[str, Any]:
+        return report(
+            q,
+            chosen.operating_points,
+            temperature,
+            sensitive_points=chosen.sensitive_points,
+            selective=chosen.selective,
+        )
+
+    evaluation = {"val": evaluated(p)}
     test = [r for r in records if r.split == "test"]
     if test:
         q, reach = predict(session, test, preprocessing, progress("test"))
-        evaluation["test"] = report(q, points, temperature)
+        evaluation["test"] = evaluated(q)
         evaluation["test"]["refused_by_guard"] = int(decisions.refused(chosen.guard, *reach).sum())
     return chosen, evaluation
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.metrics import RATES
+from cxrvit_edge.selective import GUARANTEE
 
 BEGIN, END = "<!-- figures: python -m export.card -->", "<!-- /figures -->"
 
@@ -18,7 +20,7 @@ def figures(bundle: Bundle) -> str:
     parts = []
     for split, title in (("val", "Validation (operating points and temperature chosen here)"), ("test", "Test")):
         if split in raw["evaluation"]:
-            parts.append(_split(title, raw["evaluation"][split], raw["operating_points"]))
+            parts.append(_split(title, raw["evaluation"][split], raw))
     parts.append(_variants(raw["variants"]))
     parts.append(f"Temperature {raw['temperature']:.3f}.")
     return "\n\n".join(parts)
@@ -63,7 +65,7 @@ def _variants(variants: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _split(title: str, e: Mapping[str, Any], points: Mapping[str, float]) -> str:
+def _split(title: str, e: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     lines = [
         f"### {title}",
         "",
@@ -80,13 +82,13 @@ def _split(title: str, e: Mapping[str, Any], points: Mapping[str, float]) -> str
             for name, v in e["auc_within_source"].items()
         ),
         "",
-        "| Operating point | threshold | sensitivity | specificity | accuracy |",
-        "| --- | --- | --- | --- | --- |",
+        *_rates("Operating point", e["operating_points"], raw["operating_points"]),
         *(
-            f"| {name} | {points[name]:.3f} | {v['sensitivity']:.3f} | {v['specificity']:.3f} | {v['accuracy']:.3f} |"
-            for name, v in e["operating_points"].items()
+            _rates("At 95 % sensitivity (`--sensitivity 95`)", e["sensitive_points"], raw["sensitive_points"])
+            if "sensitive_points" in e
+            else ()
         ),
-        "",
+        *(_selective(e["selective"]) if "selective" in e else ()),
         "| Severity (0-6) against Brixia zones | images | MSE | 95 % interval | best constant's MSE | MAE | CC | R2 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_severity(name, v) for name, v in e["severity"].items()),
@@ -100,14 +102,49 @@ def _split(title: str, e: Mapping[str, Any], points: Mapping[str, float]) -> str
     return "\n".join(lines)
 
 
+def _rates(title: str, found: Mapping[str, Any], points: Mapping[str, float]) -> list[str]:
+    return [
+        f"| {title} | threshold | sensitivity | specificity | accuracy |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | {points[name]:.3f} | {' | '.join(_number(v[rate]) for rate in RATES)} |"
+            for name, v in found.items()
+        ),
+        "",
+    ]
+
+
+def _selective(e: Mapping[str, Any]) -> list[str]:
+    least = 1 - e["threshold"]
+    shares = [("all", e), *e["by_class"].items(), *((f"source {name}", v) for name, v in e["by_source"].items())]
+    return [
+        (
+            f"| Prediction sets (`--selective`): classes with a probability of at least {least:.3f}, for a coverage of "
+            f"{100 * (1 - e['alpha']):g} % | images | coverage | 95 % interval | sets of one class | 95 % interval |"
+        ),
+        "| --- | --- | --- | --- | --- | --- |",
+        *(f"| {name} | {v['images']} | {_row(v['coverage'])} | {_row(v['single'])} |" for name, v in shares),
+        "",
+        (
+            f"The label is right on {_said(e['accuracy'])} of all, on {_said(e['accuracy_single'])} of those with a "
+            f"set of one class; area under the curve of risk and coverage {_said(e['aurc'])}. {GUARANTEE}"
+        ),
+        "",
+    ]
+
+
+def _said(v: Mapping[str, Any]) -> str:
+    return _number(v["value"]) if v["low"] is None else f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
+
+
 def _row(v: Mapping[str, Any]) -> str:
     if v["low"] is None:
         return f"{_number(v['value'])} | not defined"
     return f"{_number(v['value'])} | {v['low']:.3f} to {v['high']:.3f}"
 
 
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "not defined" if value is None else f"{value:.{digits}f}"
 
 
 def _severity(name: str, v: Mapping[str, Any]) -> str:
@@ -115,7 +152,7 @@ def _severity(name: str, v: Mapping[str, Any]) -> str:
         return f"| {name} | 0 | not measured | | | | | |"
     i = v["mse_interval"]
     interval = "not defined" if i["low"] is None else f"{i['low']:.2f} to {i['high']:.2f}"
-    rest = f"{v['mse_constant']:.2f} | {v['mae']:.2f} | {v['cc']:.2f} | {v['r2']:.2f}"
+    rest = " | ".join(_number(v[name], 2) for name in ("mse_constant", "mae", "cc", "r2"))
     return f"| {name} | {v['images']} | {v['mse']:.2f} | {interval} | {rest} |"
 
 

@@ -1,4 +1,4 @@
-"""What is chosen on the validation split: temperature, operating points, the input guard's bounds."""
+"""What is chosen on the validation split: temperature, operating points, prediction sets, the input guard's bounds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.bundle import Guard
+from cxrvit_edge.bundle import Guard, Selective
+from cxrvit_edge.decision import MILLION
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import softmax, threshold_at_sensitivity
 
 SENSITIVITY = 0.80  # the paper's, section 4.4
+SENSITIVE = 0.95
+ALPHA = 0.10  # share of films whose class a prediction set may lack
 
 
 def fit_temperature(labels: NDArray[np.integer], logits: NDArray[np.floating]) -> float:
@@ -29,9 +32,12 @@ def fit_temperature(labels: NDArray[np.integer], logits: NDArray[np.floating]) -
 
 
 def operating_points(
-    labels: NDArray[np.integer], probabilities: NDArray[np.floating], classes: Sequence[str]
+    labels: NDArray[np.integer],
+    probabilities: NDArray[np.floating],
+    classes: Sequence[str],
+    sensitivity: float = SENSITIVITY,
 ) -> dict[str, float]:
-    """Per class the largest threshold with sensitivity of at least 80 %, midway to the next lower score.
+    """Per class the largest threshold with at least that sensitivity, midway to the next lower score.
 
     On a score itself, the last bit of another back end's arithmetic would move that image to the other side.
     UsageError if a class has no image.
@@ -40,11 +46,29 @@ def operating_points(
     for k, name in enumerate(classes):
         if not (labels == k).any():
             raise UsageError(f"no {name} image in the validation split: an operating point needs some")
-        threshold = threshold_at_sensitivity(labels == k, probabilities[:, k], SENSITIVITY)
+        threshold = threshold_at_sensitivity(labels == k, probabilities[:, k], sensitivity)
         lower = probabilities[:, k][probabilities[:, k] < threshold]
         threshold = (threshold + float(lower.max(initial=0.0))) / 2
         out[name] = float(np.floor(threshold * 1e6) / 1e6)  # probabilities are reported to six digits
     return out
+
+
+def selective(labels: NDArray[np.integer], probabilities: NDArray[np.floating], alpha: float = ALPHA) -> Selective:
+    """Threshold of split-conformal prediction sets (Vovk et al. 2005), scores 1 - p of the label: LAC.
+
+    The ceil((n + 1)(1 - alpha))-th smallest score, midway to the next higher for the same reason as operating points;
+    1, which is every class, where there are too few images for that rank. UsageError without an image.
+    """
+    if not len(labels):
+        raise UsageError("no labelled image in the validation split: prediction sets need some")
+    own = probabilities[np.arange(len(labels)), labels]
+    scores = np.sort(MILLION - np.rint(own * MILLION).astype(np.int64))  # of probabilities as they are reported
+    rank = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
+    if rank > len(scores):
+        return Selective(alpha, 1.0, len(scores))
+    score = int(scores[rank - 1])
+    higher = int(scores[scores > score].min(initial=MILLION))
+    return Selective(alpha, (score + higher) // 2 / MILLION, len(scores))
 
 
 def guard(areas: NDArray[np.floating], confidences: NDArray[np.floating]) -> Guard:

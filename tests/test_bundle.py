@@ -148,6 +148,13 @@ WRONG: list[tuple[str, Any]] = [
     ("preprocessing", [1]),
     ("operating_points", {"normal": 0.5}),
     ("operating_points", [0.5]),
+    ("sensitive_points", {"normal": 0.5}),
+    ("sensitive_points", [0.5]),
+    ("selective", 0.9),
+    ("selective", {"method": "lac", "alpha": 0.1, "images": 99}),
+    ("selective", {"method": "aps", "alpha": 0.1, "threshold": 0.5, "images": 99}),
+    ("selective", {"method": "lac", "alpha": 1.0, "threshold": 0.5, "images": 99}),
+    ("selective", {"method": "lac", "alpha": 0.1, "threshold": float("nan"), "images": 99}),
     ("temperature", "warm"),
     ("temperature", 0),
     ("temperature", float("nan")),
@@ -176,6 +183,14 @@ def test_a_field_of_the_wrong_kind_is_refused(folder: Path, field: str, value: A
     message = refusal(folder)
     assert str(folder / MANIFEST) in message
     assert "export it again" in message
+
+
+def test_one_from_before_there_were_sets_opens(folder: Path) -> None:
+    m = Bundle.open(folder).manifest
+    assert m.sensitive_points is not None and m.selective is not None
+    change_manifest(folder, lambda raw: [raw.pop(name) for name in ("sensitive_points", "selective")])
+    m = Bundle.open(folder).manifest
+    assert (m.sensitive_points, m.selective) == (None, None)
 
 
 def test_a_changed_manifest_is_another_bundle(folder: Path) -> None:

@@ -92,7 +92,16 @@ def test_triage_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[st
     assert set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", shown, re.MULTILINE)) == {
         *("--out", "--bundle", "--backend", "--precision", "--batch-size", "--workers", "--fresh", "--verify"),
         *("--views", "--json", "--quiet", "--help", "--latency", "--throughput", "--watch", "--trace"),
-        *("--follow-links", "--max-pixels", "--max-bytes", "--max-frames", "--max-depth", "--decode-seconds"),
+        *(
+            "--sensitivity",
+            "--selective",
+            "--follow-links",
+            "--max-pixels",
+            "--max-bytes",
+            "--max-frames",
+            "--max-depth",
+            "--decode-seconds",
+        ),
     }
     assert "cxrvit-edge triage examples/ --out triage-out" in shown
 
@@ -152,6 +161,7 @@ def test_a_run_says_what_it_did(
     assert said.out == ""
     assert "3 inputs: 3 ok, 0 rejected, 0 failed" in said.err and RESEARCH_USE in said.err
     assert "note: tensorrt fp16 passed over: not here" in said.err
+    assert "operating point: sensitivity of at least 80 %\n" in said.err
     for name in ("worklist.csv", "report.html", "results.jsonl"):
         assert (out / name).is_file() and f"wrote {out}/{name}" in said.err
     assert fake_sessions == [{"backend": "auto", "precision": "fp32", "verify": True}]
@@ -203,6 +213,8 @@ def test_wrong_use_ends_with_2_in_one_line(
         ([films, "--out", tmp_path / "o", "--bundle", tmp_path / "nowhere"], "nowhere"),
         ([films, "--out", tmp_path / "o", "--bundle", changed], "weights.safetensors: its SHA-256"),
         ([films, "--out", tmp_path / "o", "--views", tmp_path / "none.csv"], "none.csv"),
+        ([films, "--out", tmp_path / "o", "--sensitivity", "95"], "operating points at 80 % alone; export it again"),
+        ([films, "--out", tmp_path / "o", "--selective"], "no prediction sets; export it again"),
     ):
         bundled = arguments if "--bundle" in arguments else [*arguments, "--bundle", bundle]
         assert run("triage", *bundled) == 2
@@ -212,7 +224,11 @@ def test_wrong_use_ends_with_2_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch-size", "0"], ["--workers", "x"], ["--backend", "cuda"], ["--precision", "fp8"], ["--bogus"]]
+    "arguments",
+    [
+        *(["--batch-size", "0"], ["--workers", "x"], ["--backend", "cuda"], ["--precision", "fp8"], ["--bogus"]),
+        ["--sensitivity", "90"],
+    ],
 )
 def test_a_wrong_option_ends_with_2(
     arguments: list[str], films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -392,6 +408,7 @@ def test_closing_words_name_the_first_failures() -> None:
         "failed: 6 more, see the worklist",
         "10 inputs (2 kept from an earlier run): 3 ok, 7 failed",
         "priority: 1 urgent",
+        "operating point: sensitivity of at least 80 %",
         "8 inputs in 4.0 s, 2.0 a second, fake fp32",
         "mean milliseconds an input: read 1, run 7",
         "time: network 75 %, waiting for films 20 %, waiting for results to be taken 0 %, other 5 %",

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrvit_edge import metrics
-from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.bundle import Bundle, Selective
 from cxrvit_edge.calibration_metrics import bland_altman, brier, ece
 from cxrvit_edge.evaluation import accuracy
 from cxrvit_edge.findings import Judgement, Severity
 from cxrvit_edge.metrics import auc, cluster_bootstrap, delong, mean_auc, number, rates, softmax
+from cxrvit_edge.model.config import CLASSES
 from cxrvit_edge.parity import Observation
+from cxrvit_edge.selective import figures
 from cxrvit_edge.studies import Study
 
 DRAWS = 60
@@ -103,6 +105,27 @@ def test_figures_are_those_of_the_plain_functions(bundle: Bundle) -> None:
     raw = np.stack([pairs[i][0].logits for i in rows]).astype(float)
     assert pair["value"] == number(auc(labels[rows] == 2, raw[:, 2] - raw[:, 0]))
     assert pair["images"] == [int((labels[rows] == k).sum()) for k in (0, 2)]
+
+
+def test_a_bundle_with_a_second_operating_point_and_sets(bundle: Bundle) -> None:
+    pairs = many()
+    points, sets = {"normal": 0.2, "other_infection": 0.15, "covid19": 0.1}, Selective(0.1, 0.65, 99)
+    both = replace(bundle, manifest=replace(bundle.manifest, sensitive_points=points, selective=sets))
+    found, before = block(pairs, both), block(pairs, replace(bundle, manifest=replace(bundle.manifest, selective=None)))
+    labels = np.array([s.label for _, s in pairs])
+    p = softmax(np.stack([o.logits for o, _ in pairs]), bundle.manifest.temperature)
+    for k, name in enumerate(CLASSES):
+        at = found["sensitive"][name]
+        own = rates(labels == k, np.round(p[:, k], 6), points[name])
+        assert [at["threshold"], *(at[rate]["value"] for rate in metrics.RATES)] == rounded(points[name], *own)
+        assert at["sensitivity"]["value"] >= found["operating"][name]["sensitivity"]["value"]
+    who, sources = [s.patient for _, s in pairs], [s.source for _, s in pairs]
+    assert found["selective"] == figures(labels, p, who, sources, CLASSES, sets, draws=DRAWS)
+    assert found["selective"]["by_source"]["s1"]["images"] == 30
+    assert before["selective"] is None
+    assert {k: v for k, v in found.items() if k not in ("sensitive", "selective")} == {
+        k: v for k, v in before.items() if k not in ("sensitive", "selective")
+    }
 
 
 def test_intervals_where_no_resample_differs(bundle: Bundle) -> None:

@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cxrvit_edge.bundle import Bundle, Manifest
+from cxrvit_edge.decision import SENSITIVITIES, USUAL, Rule
 from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.findings import SCHEMA, Finding, Severity, check_lungs, judge
 from cxrvit_edge.preprocess import Geometry
@@ -161,6 +162,50 @@ def test_priority_is_the_bundles_table() -> None:
     assert judge(outputs(OTHER, 0.2), 0, bundle, "PA", WHOLE).priority == "urgent"
 
 
+SETS = {"method": "lac", "alpha": 0.1, "threshold": 0.7, "images": 99}  # a class is possible from 0.3 on
+BOTH = make_bundle(sensitive_points={"normal": 0.2, "other_infection": 0.1, "covid19": 0.05}, selective=SETS)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "rule", "flagged", "possible", "priority"),
+    [
+        ((0.93, 0.04, 0.03), USUAL, ["normal"], ["normal"], "routine"),
+        ((0.93, 0.04, 0.03), Rule(95, True), ["normal"], ["normal"], "routine"),
+        ((0.79, 0.12, 0.09), USUAL, ["normal"], ["normal"], "routine"),
+        ((0.79, 0.12, 0.09), Rule(95), ["normal", "other_infection", "covid19"], ["normal"], "urgent"),
+        ((0.5, 0.38, 0.12), USUAL, ["normal"], ["normal", "other_infection"], "routine"),
+        (
+            (0.5, 0.38, 0.12),
+            Rule(95),
+            ["normal", "other_infection", "covid19"],
+            ["normal", "other_infection"],
+            "urgent",
+        ),
+        ((0.5, 0.38, 0.12), Rule(80, True), ["normal"], ["normal", "other_infection"], "review"),
+        ((0.05, 0.3, 0.65), Rule(80, True), ["covid19"], ["other_infection", "covid19"], "review"),
+        ((0.05, 0.299999, 0.650001), Rule(80, True), ["covid19"], ["covid19"], "urgent"),
+    ],
+)
+def test_a_rule_makes_flags_and_priority_and_the_set_is_the_same(
+    probabilities: tuple[float, float, float], rule: Rule, flagged: list[str], possible: list[str], priority: str
+) -> None:
+    found = judge(outputs(probabilities, level=0.9), 0, BOTH, "PA", WHOLE, rule=rule)
+    assert [name for name, on in found.flags.items() if on] == flagged
+    assert found.prediction_set == tuple(possible)
+    assert found.priority == priority
+
+
+def test_without_a_likely_class_every_class_is_possible() -> None:
+    strict = make_bundle(selective={**SETS, "threshold": 0.2})
+    found = judge(outputs((0.5, 0.38, 0.12)), 0, strict, "PA", WHOLE, rule=Rule(80, True))
+    assert (found.prediction_set, found.priority) == (CLASSES, "review")
+
+
+def test_a_bundle_without_sets_says_nothing_of_them() -> None:
+    assert judge(outputs(), 0, BUNDLE, "PA", WHOLE).prediction_set is None
+    assert (BUNDLE.manifest.sensitive_points, BUNDLE.manifest.selective) == (None, None)
+
+
 def test_zones_are_where_the_map_is_high() -> None:
     """Lungs of 36 rows: upper to row 15, middle to 24; the image-right lung begins twelve rows lower."""
     out = outputs(level=0.125)
@@ -234,12 +279,15 @@ findings = st.builds(
     probabilities=st.none() | st.dictionaries(st.sampled_from(CLASSES), unit),
     label=st.none() | st.sampled_from(CLASSES),
     flags=st.none() | st.dictionaries(st.sampled_from(CLASSES), st.booleans()),
+    prediction_set=st.none() | st.lists(st.sampled_from(CLASSES), unique=True).map(tuple),
     severity=severities,
     priority=st.sampled_from(["urgent", "review", "elevated", "routine"]),
     timings_ms=st.dictionaries(text, unit),
     bundle=text,
     backend=text,
     precision=text,
+    sensitivity=st.sampled_from(SENSITIVITIES),
+    selective=st.booleans(),
 )
 
 
@@ -257,7 +305,8 @@ def test_a_line_has_the_contracts_fields() -> None:
     line = finding.to_dict()
     assert list(line) == [
         "schema", "file", "status", "sha256", "size", "mtime_ns", "reason", "warnings", "view", "probabilities",
-        "label", "flags", "severity", "priority", "timings_ms", "bundle", "backend", "precision",
+        "label", "flags", "prediction_set", "severity", "priority", "timings_ms", "bundle", "backend", "precision",
+        "sensitivity", "selective",
     ]  # fmt: skip
     assert json.loads(json.dumps(line))["severity"] == {"score": 3.0, "zones": [[0.5, 0.5]] * 3}
     assert json.loads(json.dumps(Finding("b.png", "failed").to_dict()))["severity"] is None
@@ -279,6 +328,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         {"schema": SCHEMA, "file": "a", "status": "ok", "severity": {"score": 3}},
         {"schema": SCHEMA, "file": "a", "status": "ok", "severity": {"score": 3, "zones": [1, 2]}},
         {"schema": SCHEMA, "file": "a", "status": "ok", "warnings": 3},
+        {"schema": SCHEMA, "file": "a", "status": "ok", "prediction_set": "normal"},
     ],
     ids=str,
 )

@@ -113,7 +113,11 @@ def test_a_damaged_line_in_the_middle_is_counted_and_dropped(tmp_path: Path, dam
 
 
 @pytest.mark.parametrize(
-    "other", [OWNER._replace(bundle="x@0"), OWNER._replace(backend="torch"), OWNER._replace(precision="int8")]
+    "other",
+    [
+        *(OWNER._replace(bundle="x@0"), OWNER._replace(backend="torch"), OWNER._replace(precision="int8")),
+        *(OWNER._replace(sensitivity=95), OWNER._replace(selective=True)),
+    ],
 )
 def test_the_folder_of_another_owner_needs_fresh(tmp_path: Path, other: Owner) -> None:
     with Journal(tmp_path, OWNER) as journal:

@@ -20,7 +20,7 @@ from test_journal import OWNER, finding, lines
 from cxrvit_edge import journal as module
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding, Severity
-from cxrvit_edge.journal import LOCK, RESULTS, SYNC_LINES, Journal
+from cxrvit_edge.journal import LOCK, RESULTS, SYNC_LINES, Journal, Owner
 from cxrvit_edge.journal_index import grammar, values_from, values_of
 
 
@@ -271,6 +271,7 @@ FINDING = st.builds(
     probabilities=st.one_of(st.none(), st.dictionaries(TEXT, st.floats(0, 1), max_size=3)),
     label=st.one_of(st.none(), TEXT),
     flags=st.one_of(st.none(), st.dictionaries(TEXT, st.booleans(), max_size=3)),
+    prediction_set=st.one_of(st.none(), st.lists(TEXT, max_size=3).map(tuple)),
     severity=st.one_of(
         st.none(),
         st.builds(Severity),
@@ -303,7 +304,7 @@ def test_what_the_grammar_takes_the_parser_takes_alike(found: Finding, data: st.
         parsed = Finding.from_dict(json.loads(bytes(line)))
         assert values_from(parsed) == values
         assert values_of(grammar(OWNER), module.encoded(parsed)) == values
-        assert (parsed.bundle, parsed.backend, parsed.precision) == OWNER
+        assert Owner.of(parsed) == OWNER
 
 
 def test_lines_laid_out_otherwise_are_read_too(tmp_path: Path) -> None:
@@ -319,7 +320,7 @@ def test_lines_laid_out_otherwise_are_read_too(tmp_path: Path) -> None:
 
 def test_fields_of_a_later_version_are_read_fast(tmp_path: Path) -> None:
     values = finding("a").to_dict()
-    owner = {name: values.pop(name) for name in ("bundle", "backend", "precision")}
+    owner = {name: values.pop(name) for name in Owner._fields}
     for more in ({"queue_ms": 1.5}, {"x": None, "y": [True], "z": {"a": "b"}}):
         for line in ({**values, **more, **owner}, {**values, **owner, **more}):
             assert values_of(grammar(OWNER), json.dumps(line, separators=(",", ":")).encode() + b"\n") is not None

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -73,7 +74,8 @@ def test_a_line_has_what_the_contract_says(bundle: Bundle, films: list[Path], tm
     (line,) = lines(tmp_path / "out")
     assert list(line) == [
         *("schema", "file", "status", "sha256", "size", "mtime_ns", "reason", "warnings", "view", "probabilities"),
-        *("label", "flags", "severity", "priority", "timings_ms", "bundle", "backend", "precision"),
+        *("label", "flags", "prediction_set", "severity", "priority", "timings_ms", "bundle", "backend", "precision"),
+        *("sensitivity", "selective"),
     ]
     assert line["status"] == "ok" and line["reason"] is None and line["size"] == films[0].stat().st_size
     assert line["mtime_ns"] == films[0].stat().st_mtime_ns
@@ -291,6 +293,57 @@ def test_another_bundle_needs_fresh(bundle: Bundle, films: list[Path], tmp_path:
     assert summary.inputs == 2 == len(lines(out))
     assert len(list((out / "thumbnails").iterdir())) == 4
     assert (out / "mine.txt").exists()
+
+
+SETS = {"method": "lac", "alpha": 0.1, "threshold": 0.6, "images": 99}
+POINTS = {"normal": 0.01, "other_infection": 0.01, "covid19": 0.01}
+
+
+def test_another_rule_needs_fresh(films: list[Path], tmp_path: Path) -> None:
+    bundle, out = make_bundle(tmp_path / "bundle", sensitive_points=POINTS, selective=SETS), tmp_path / "out"
+    Triage(bundle, sessions(FakeSession())).run(films, out)
+    rules: list[tuple[dict[str, Any], str]] = [
+        ({"sensitivity": 95}, "sensitivity of at least 95 %;"),
+        ({"selective": True}, "sensitivity of at least 80 %, undecided films for review;"),
+    ]
+    for options, says in rules:
+        with pytest.raises(UsageError, match=f"of at least 80 %; this run uses .*{says} give .* --fresh"):
+            Triage(bundle, sessions(FakeSession()), **options).run(films, out)
+    assert {(line["sensitivity"], line["selective"]) for line in lines(out)} == {(80, False)}
+    triage = Triage(bundle, sessions(FakeSession()), sensitivity=95, selective=True)
+    summary = triage.run(films, out, fresh=True)
+    assert (summary.run.done, summary.to_dict()["run"]["rule"]) == (7, {"sensitivity": 95, "selective": True})
+    assert {(line["sensitivity"], line["selective"]) for line in lines(out)} == {(95, True)}
+    assert triage.run(films, out).run.resumed == 7
+
+
+def test_results_from_before_there_were_rules_are_gone_on_with(films: list[Path], tmp_path: Path) -> None:
+    """They were made at 80 %, and had no sets."""
+    bundle, out = make_bundle(tmp_path / "bundle", sensitive_points=POINTS), tmp_path / "out"
+    Triage(bundle, sessions(FakeSession())).run(films, out)
+    new = lines(out)
+    old = [{k: v for k, v in line.items() if k not in ("prediction_set", "sensitivity", "selective")} for line in new]
+    (out / "results.jsonl").write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in old))
+    with pytest.raises(UsageError, match="--fresh"):
+        Triage(bundle, sessions(FakeSession()), sensitivity=95).run(films, out)
+    more = write_films(tmp_path / "more", 1)
+    summary = Triage(bundle, sessions(FakeSession())).run([*films, *more], out)
+    assert (summary.run.done, summary.run.resumed, summary.inputs) == (1, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sensitivity": 95}, r"--sensitivity 95: the bundle fake has operating points at 80 % alone; export it again"),
+        ({"selective": True}, "--selective: the bundle fake has no prediction sets; export it again"),
+        ({"sensitivity": 90}, "--sensitivity is 90: choose 80 or 95"),
+    ],
+)
+def test_a_rule_that_the_bundle_has_not(bundle: Bundle, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Triage(bundle, sessions(FakeSession()), **options)
+    with pytest.raises(UsageError, match=says):
+        Triage.open(bundle, **options)  # before its network, which is none, is opened
 
 
 def test_the_output_folder_inside_the_input_is_not_read(bundle: Bundle, films: list[Path]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cxrvit_edge.report.worklist import cell, ranked, urgency, write_worklist
 COLUMNS = [
     *("rank", "priority", "file", "status", "reason", "view", "label", "p_normal", "p_other_infection", "p_covid19"),
     *("score", "zone_image_left_upper", "zone_image_left_middle", "zone_image_left_lower"),
-    *("zone_image_right_upper", "zone_image_right_middle", "zone_image_right_lower"),
+    *("zone_image_right_upper", "zone_image_right_middle", "zone_image_right_lower", "prediction_set"),
 ]
 
 
@@ -69,10 +70,18 @@ def test_columns_and_zones(tmp_path: Path, manifest: Manifest) -> None:
     )
     assert list(judged) == COLUMNS
     zones = ["0.1000", "0.3000", "0.5000", "0.2000", "0.4000", "0.6000"]
-    expected = ["PA", "covid19", "0.4000", "0.1000", "0.5000", "2.1000", *zones]
+    expected = ["PA", "covid19", "0.4000", "0.1000", "0.5000", "2.1000", *zones, ""]
     assert [judged[name] for name in COLUMNS[5:]] == expected
     assert judged["reason"] == "" and turned_away["reason"] == "truncated: why, and what next"
     assert all(turned_away[name] == "" for name in COLUMNS[6:])
+
+
+def test_the_classes_that_are_not_ruled_out(tmp_path: Path, manifest: Manifest) -> None:
+    sets = [("covid19",), ("normal", "other_infection"), None]
+    found = rows(
+        tmp_path / "w.csv", [replace(ok(f"{i}", "review"), prediction_set=s) for i, s in enumerate(sets)], manifest
+    )
+    assert [row["prediction_set"] for row in found] == ["covid19", "normal or other_infection", ""]
 
 
 def test_ascii_has_no_byte_order_mark_and_other_text_has(tmp_path: Path, manifest: Manifest) -> None:

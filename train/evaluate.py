@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.bundle import Selective
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import DRAWS, RATES, cluster_bootstrap, delong, mean_auc, number, plain, rates, severity
 from cxrvit_edge.model.config import CLASSES
+from cxrvit_edge.selective import figures as selective_figures
 from train.data.record import Record
 from train.diagnosis_eval import diagnosis, findings, thresholds, within_source
 from train.films import Broken
@@ -33,11 +35,19 @@ CAVEAT = (
 )
 
 
-def report(p: Predictions, operating_points: Mapping[str, float], temperature: float) -> dict[str, Any]:
+def report(
+    p: Predictions,
+    operating_points: Mapping[str, float],
+    temperature: float,
+    *,
+    sensitive_points: Mapping[str, float] | None = None,
+    selective: Selective | None = None,
+) -> dict[str, Any]:
     """What a bundle's manifest keeps of its evaluation, with 95 % intervals, as plain values for JSON.
 
     Pooled, and inside each source that has five images of two classes; sensitivity, specificity and accuracy at the
-    operating points; severity against Brixia zones cut at >= 1 and >= 2; lung Dice by mask convention.
+    operating points, and at the sensitive ones; prediction sets; severity against Brixia zones cut at >= 1 and >= 2;
+    lung Dice by mask convention.
     """
     known = np.flatnonzero(p.labels >= 0)
     labels = p.labels[known]
@@ -49,14 +59,23 @@ def report(p: Predictions, operating_points: Mapping[str, float], temperature: f
     out["auc"] = {name: plain(delong(labels == k, probabilities[:, k])) for k, name in enumerate(CLASSES)}
     out["auc"]["mean"] = plain(cluster_bootstrap(lambda i: mean_auc(labels[i], probabilities[i]), patients))
     out["auc_within_source"] = within_source([p.records[int(i)] for i in known], scaled)
-    out["operating_points"] = {}
-    for k, name in enumerate(CLASSES):
-        found = rates(labels == k, probabilities[:, k], operating_points[name])
-        out["operating_points"][name] = dict(zip(RATES, map(number, found), strict=True))
+    out["operating_points"] = _rates(labels, probabilities, operating_points)
+    if sensitive_points is not None:
+        out["sensitive_points"] = _rates(labels, probabilities, sensitive_points)
+    if selective is not None:
+        sources = [p.records[int(i)].source for i in known]
+        out["selective"] = selective_figures(labels, probabilities, patients, sources, CLASSES, selective)
     out["severity"] = {f"brixia>={t:g}": _severity(p, t) for t in CUTS}
     out["lung_dice"] = lung_dice(p)
     out["no_lungs"] = int(np.isnan(p.zones[:, 0, 0]).sum())
     return out
+
+
+def _rates(
+    labels: NDArray[np.integer], probabilities: NDArray[np.float64], points: Mapping[str, float]
+) -> dict[str, dict[str, float | None]]:
+    found = {name: rates(labels == k, probabilities[:, k], points[name]) for k, name in enumerate(CLASSES)}
+    return {name: dict(zip(RATES, map(number, values), strict=True)) for name, values in found.items()}
 
 
 def _severity(p: Predictions, threshold: float) -> dict[str, Any]:

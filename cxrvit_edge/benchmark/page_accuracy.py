@@ -22,6 +22,7 @@ from cxrvit_edge.benchmark.markup import (
     table,
     undefined,
 )
+from cxrvit_edge.benchmark.page_selective import selective
 from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.words import REASONS
 
@@ -79,7 +80,9 @@ def accuracy(report: Mapping[str, Any]) -> str:
     out += [
         _auc(blocks, place),
         _roc(blocks, place),
-        _operating(blocks, place),
+        _operating(blocks, place, "operating", "At the operating points"),
+        _operating(blocks, place, "sensitive", "At the operating points of a sensitivity of 95 %"),
+        selective(blocks, place),
         _calibration(blocks, place),
         _severity(blocks, place),
     ]
@@ -178,10 +181,11 @@ def _roc(blocks: Blocks, place: Place) -> str:
     )
 
 
-def _operating(blocks: Blocks, place: Place) -> str:
+def _operating(blocks: Blocks, place: Place, key: str, title: str) -> str:
+    """Nothing where the bundle has no such points."""
     rows = []
     for which, block in blocks.items():
-        for row, (c, e) in enumerate(block["operating"].items()):
+        for row, (c, e) in enumerate((block.get(key) or {}).items()):
             threshold = e.get("threshold")
             rows.append(
                 [
@@ -193,7 +197,7 @@ def _operating(blocks: Blocks, place: Place) -> str:
             )
     head = ["Candidate", "Class", "Threshold", "Sensitivity", "Specificity", "Accuracy"]
     caption = "From its threshold on, a class is flagged. The thresholds are the bundle&#8217;s, chosen on other images"
-    return f"<h3>At the operating points</h3>{table(head, rows, caption, texts=2, kind='grouped')}"
+    return f"<h3>{title}</h3>{table(head, rows, caption, texts=2, kind='grouped')}" if rows else ""
 
 
 def _calibration(blocks: Blocks, place: Place) -> str:

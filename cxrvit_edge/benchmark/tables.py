@@ -16,6 +16,8 @@ from cxrvit_edge.report.worklist import cell
 ESTIMATE = ("", "_low", "_high")  # column ends of a figure and its 95 % interval
 RATES = ("sensitivity", "specificity", "accuracy")
 SEVERITY = ("mae", "mse", "cc", "r2")
+SETS = {"coverage": "set_coverage", "single": "set_of_one_class"}
+LABEL = {"accuracy": "label_accuracy", "accuracy_single": "label_accuracy_set_of_one_class", "aurc": "aurc"}
 Row = dict[str, Any]
 
 
@@ -65,7 +67,8 @@ def latency(report: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
 
 
 def accuracy(report: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
-    """Header and a row a candidate, group and class; calibration and severity are in the row of the mean of all.
+    """Header and a row a candidate, group and class; calibration, severity and the label's accuracy are in the row
+    of the mean of all.
 
     group: all, or the view, the source, or the pair of classes within a source that the row is of.
     """
@@ -77,6 +80,9 @@ def accuracy(report: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
         *(f"{name}{end}" for name in ("brier", "ece") for end in ESTIMATE),
         "severity_images",
         *(f"severity_{name}{end}" for name in SEVERITY for end in ESTIMATE),
+        "sensitive_threshold",
+        *(f"sensitive_{rate}{end}" for rate in RATES for end in ESTIMATE),
+        *(f"{name}{end}" for name in (*SETS.values(), *LABEL.values()) for end in ESTIMATE),
     ]
     blocks = (report["accuracy"] or {}).get("by_candidate", {})
     return head, [row for name, block in blocks.items() for row in _accuracy(name, block)]
@@ -91,10 +97,12 @@ def _accuracy(name: str, block: Mapping[str, Any]) -> Iterator[Row]:
             row |= {"auc": e["value"], "auc_cluster_low": e["low"], "auc_cluster_high": e["high"]}
         else:
             row |= _estimate("auc", e) | {f"auc_{k}": e.get(k) for k in ("cluster_low", "cluster_high")}
-        operating = block["operating"].get(c, {})
-        row["threshold"] = operating.get("threshold")
-        for rate in RATES:
-            row |= _estimate(rate, operating.get(rate))
+        for prefix, points in (("", block["operating"]), ("sensitive_", block.get("sensitive") or {})):
+            row[f"{prefix}threshold"] = points.get(c, {}).get("threshold")
+            for rate in RATES:
+                row |= _estimate(f"{prefix}{rate}", points.get(c, {}).get(rate))
+        sets = block.get("selective") or {}
+        row |= _named(SETS, sets if mean else sets.get("by_class", {}).get(c, {}))
         if mean:
             for key in ("brier", "ece"):
                 row |= _estimate(key, block["calibration"][key])
@@ -102,12 +110,15 @@ def _accuracy(name: str, block: Mapping[str, Any]) -> Iterator[Row]:
             row["severity_images"] = severity.get("images")
             for key in SEVERITY:
                 row |= _estimate(f"severity_{key}", severity.get(key))
+            row |= _named(LABEL, sets)
         yield row
     for key, word in (("by_view", "view"), ("by_source", "source")):
         for group, found in block[key].items():
             for c, e in found["auc"].items():
                 images = found["images"] if c == "mean" else None
                 row = {"candidate": name, "group": f"{word} {group}", "class": c, "images": images}
+                if c == "mean" and key == "by_source":
+                    row |= _named(SETS, (block.get("selective") or {}).get(key, {}).get(group, {}))
                 yield row | {"auc": e["value"], "auc_cluster_low": e["low"], "auc_cluster_high": e["high"]}
     for pair, e in block["within_source"].items():
         row = {"candidate": name, "group": f"within source {pair}", "images": sum(e.get("images") or ())}
@@ -156,6 +167,10 @@ def parity(report: Mapping[str, Any]) -> tuple[list[str], list[Row]]:
 
 def _estimate(name: str, e: Mapping[str, Any] | None) -> Row:
     return {f"{name}{end}": (e or {}).get(end[1:] or "value") for end in ESTIMATE}
+
+
+def _named(columns: Mapping[str, str], found: Mapping[str, Any]) -> Row:
+    return {k: v for key, column in columns.items() for k, v in _estimate(column, found.get(key)).items()}
 
 
 def _written(path: Path, head: Sequence[str], rows: Iterable[Row]) -> Path:

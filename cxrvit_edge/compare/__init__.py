@@ -134,7 +134,8 @@ def _about(side: Side) -> dict[str, Any]:
         "bundle_at_hand": side.known,
         "statuses": {**dict.fromkeys(STATUSES, 0), **Counter(f.status for f in side.findings)},
         "damaged": side.damaged,
-        "operating_points": dict(side.manifest.operating_points),
+        "rule": side.owner.rule._asdict(),
+        "operating_points": dict(side.owner.rule.points(side.manifest)),
     }
 
 
@@ -144,7 +145,7 @@ def _same(a: Side, b: Side) -> str | None:
         return "A and B are the same output folder: nothing can differ."
     if a.owner != b.owner:
         return None
-    return "A and B are of one bundle, back end and precision: what differs, differs from run to run."
+    return "A and B are of one bundle, back end, precision and rule: what differs, differs from run to run."
 
 
 def _notes(a: Side, b: Side, found: Mapping[str, Any], films: Films | None) -> Iterator[str]:
@@ -154,8 +155,10 @@ def _notes(a: Side, b: Side, found: Mapping[str, Any], films: Films | None) -> I
     classes = found["classes"]
     if apart := [f"{', '.join(classes[f'only_in_{x}'])} in {x.upper()} only" for x in "ab" if classes[f"only_in_{x}"]]:
         yield f"compared on the common classes {', '.join(classes['common'])}; {'; '.join(apart)}"
+    if a.owner.rule != b.owner.rule:
+        yield f"A is decided at a {a.owner.rule}, B at a {b.owner.rule}: flags and priorities differ by that too"
     if a.known and b.known:
-        own, other = a.manifest.operating_points, b.manifest.operating_points
+        own, other = (side.owner.rule.points(side.manifest) for side in (a, b))
         moved = [f"{c} {own[c]:g} and {other[c]:g}" for c in classes["common"] if own[c] != other[c]]
         if moved:
             yield f"operating points are others: {'; '.join(moved)} (A and B); flags differ by that too"

@@ -146,13 +146,10 @@ def read_results(folder: Path) -> tuple[Owner, list[Finding], int]:
                 if finding is None:
                     damaged += 1
                     continue
-                whose = Owner(finding.bundle, finding.backend, finding.precision)
+                whose = Owner.of(finding)
                 pattern = line_of or grammar(whose)
                 if owner is not None and whose != owner:
-                    raise UsageError(
-                        f"{path}: holds results of {', '.join(owner)} and of {', '.join(whose)}; give each a folder of "
-                        "its own"
-                    )
+                    raise UsageError(f"{path}: holds results of {owner}, and of {whose}; give each a folder of its own")
                 if values_of(pattern, line) is None and values_of(pattern, encoded(finding)) is None:
                     damaged += 1
                     continue

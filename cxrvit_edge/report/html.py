@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from string import Template
 
-from cxrvit_edge.bundle import Manifest
+from cxrvit_edge.bundle import Manifest, Selective
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.report import thumbnails as pictures
 from cxrvit_edge.report.run import RESEARCH_USE, Run
@@ -24,6 +24,7 @@ from cxrvit_edge.report.words import (
     RELEVANCE_CAPTION,
     RELEVANCE_LEGEND,
     SEVERITY_CAPTION,
+    undecided,
 )
 
 PICTURED = 200  # rows with an image: about 25 kB each
@@ -92,13 +93,14 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
     end = f"Images are shown for the first {PICTURED} rows; {beyond:,} further rows are text only." if beyond else ""
     if left_out:
         end += f" {left_out:,} rows more, less urgent than these, are in worklist.csv alone."
+    points = run.rule.points(manifest)
     script = (_HERE / "report.js").read_text("utf-8")
     return Template((_HERE / "template.html").read_text("utf-8")).substitute(
         date=shown(_date(run.started)),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         script=script,
         style=Template((_HERE / "report.css").read_text("utf-8")).substitute(
-            scale=severity_scale(), points=_marks(manifest)
+            scale=severity_scale(), points=_marks(manifest, run)
         ),
         research_use=shown(RESEARCH_USE),
         caveat=shown(manifest.raw.get("caveat") or CAVEAT),
@@ -107,7 +109,10 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
         notes=f'<ul class="notes">{"".join(f"<li>{shown(n)}</li>" for n in run.notes)}</ul>' if run.notes else "",
         flagged=" or ".join(_class(name) for name in manifest.priority.flagged),
         urgent_score=f"{manifest.priority.urgent_score:g}",
-        points=", ".join(f"{_class(c)} {manifest.operating_points[c]:.2f}" for c in manifest.classes),
+        points=", ".join(f"{_class(c)} {points[c]:.2f}" for c in manifest.classes),
+        sensitivity=run.rule.sensitivity,
+        abstained=", the network undecided" if run.rule.selective else "",
+        undecided="" if manifest.selective is None else _undecided(manifest.selective, run),
         intended_use=shown(manifest.intended_use),
         relevance=f"<section><h2>Relevance</h2><p>{shown(RELEVANCE_LEGEND)}</p></section>" if explained else "",
         filters="".join(
@@ -133,6 +138,7 @@ def _counts(total: int, order: Sequence[str], priorities: Counter[str], statuses
 
 def _figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "Bundle", f'{shown(run.bundle)} <span class="small">{shown(run.bundle_sha256[:12])}</span>'
+    yield "Operating point", shown(run.rule)
     yield "Back end", shown(f"{run.backend} {run.backend_version}, {run.precision}")
     speed = f", {run.done / run.seconds:.1f} a second" if run.done and run.seconds > 0 else ""
     kept = f"; {run.resumed:,} kept from an earlier run" if run.resumed else ""
@@ -165,7 +171,9 @@ def _judged(finding: Finding, manifest: Manifest, rich: bool) -> str:
     label = _class(finding.label) if finding.label else "no label"
     severity = finding.severity
     probabilities = _bars(finding, manifest) if rich else _probabilities(finding, manifest)
-    cells = f'<td class="find"><b>{label}</b>{probabilities}</td>'
+    doubt = undecided(finding)
+    doubt = f'<p class="doubt">{_title(doubt)}</p>' if doubt else ""
+    cells = f'<td class="find"><b>{label}</b>{doubt}{probabilities}</td>'
     if severity is None or severity.score is None or severity.zones is None:
         return cells + '<td colspan="2" class="none">Not measured: a lung was not found, or is too small.</td>'
     cells += f'<td class="n score" data-v="{severity.score:.3f}">{severity.score:.1f}</td>'
@@ -256,8 +264,19 @@ def uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _marks(manifest: Manifest) -> str:
-    return "".join(f".k{i}{{--op:{manifest.operating_points[c]:.4f}}}" for i, c in enumerate(manifest.classes))
+def _undecided(sets: Selective, run: Run) -> str:
+    then = "the film is for review" if run.rule.selective else "its priority follows its flags all the same"
+    return (
+        f"<section><h2>Undecided</h2><p>A class is possible from a probability of {1 - sets.threshold:.2f} on. Where "
+        f"not exactly one is, the network is undecided, and {then}. The limit was chosen on "
+        f"{_count(sets.images, 'validation image')} so that the true class is a possible one for "
+        f"{100 * (1 - sets.alpha):g} % of films like those; at another hospital this does not hold.</p></section>\n"
+    )
+
+
+def _marks(manifest: Manifest, run: Run) -> str:
+    points = run.rule.points(manifest)
+    return "".join(f".k{i}{{--op:{points[c]:.4f}}}" for i, c in enumerate(manifest.classes))
 
 
 def severity_scale() -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cxrvit_edge.decision import USUAL, Rule
+
 RESEARCH_USE = "Research use only, not a medical device; the map is not for localisation."
 
 
@@ -24,4 +26,5 @@ class Run:
     done: int
     resumed: int
     stage_ms: dict[str, float] = field(default_factory=dict)
+    rule: Rule = USUAL
     notes: tuple[str, ...] = ()

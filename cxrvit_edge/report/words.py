@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cxrvit_edge.errors import Reason
+
+if TYPE_CHECKING:
+    from cxrvit_edge.findings import Finding
 
 CAVEAT = (
     "The network was trained on public data in which disease and image source go together (confounding), "
     "so it may tell the source instead of the disease."
 )
 CLASS_NAMES = {"normal": "Normal", "other_infection": "Other infection", "covid19": "COVID-19"}
+IN_A_SENTENCE = {"normal": "normal", "other_infection": "other infection", "covid19": "COVID-19"}
 SEVERITY_CAPTION = "Severity map: forward pass, not specific to a class; not for localisation."
 RELEVANCE_CAPTION = "Relevance to {}, by relevance propagation ({} back end); not for localisation."
 RELEVANCE_LEGEND = (
@@ -43,3 +49,13 @@ REASONS: dict[str, str] = {
     Reason.DECODER_DIED: "the decoder crashed",
     Reason.INTERNAL: "internal error",
 }
+
+
+def undecided(finding: Finding) -> str:
+    """What is said of a film whose prediction set is not of one class; empty if it is, or if it has none."""
+    possible = finding.prediction_set
+    if possible is None or len(possible) == 1:
+        return ""
+    names = [IN_A_SENTENCE.get(name, name) for name in possible]
+    listed = " or ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
+    return f"network is undecided: {listed or 'no class'}"

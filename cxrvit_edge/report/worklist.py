@@ -77,7 +77,7 @@ def write_worklist(path: Path, findings: Iterable[Finding], manifest: Manifest) 
     header = (
         *("rank", "priority", "file", "status", "reason", "view", "label"),
         *(f"p_{name}" for name in manifest.classes),
-        *("score", *ZONES),
+        *("score", *ZONES, "prediction_set"),
     )
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as f:
@@ -120,6 +120,7 @@ def _row(rank: int, finding: Finding, classes: Sequence[str]) -> Iterator[str | 
     for side in range(2):
         for row in range(3):
             yield _number(severity.zones[row][side] if severity and severity.zones else None)
+    yield cell(" or ".join(finding.prediction_set or ()))
 
 
 def _number(value: float | None) -> str:

@@ -15,6 +15,7 @@ from report_builder import CANDIDATES, CLASSES, build
 
 from cxrvit_edge.benchmark import charts, page, page_parity
 from cxrvit_edge.benchmark.page import render
+from cxrvit_edge.selective import GUARANTEE
 
 VOID = {"meta", "link", "br"}
 EMPTY_SVG = {"path", "rect", "circle"}
@@ -134,6 +135,31 @@ def test_every_auc_and_rate_is_on_the_page(report: dict[str, Any], shown: Page) 
     assert "nih: other_infection against normal" in shown.parts["accuracy"]
     curves = [n for n in (f"ROC of {c}" for c in CLASSES) if n in shown.parts["accuracy"]]
     assert len(curves) == 3
+
+
+def test_the_second_operating_point_and_the_sets_are_on_the_page(report: dict[str, Any], shown: Page) -> None:
+    text = shown.parts["accuracy"]
+    for block in report["accuracy"]["by_candidate"].values():
+        for found in block["sensitive"].values():
+            assert "threshold" not in found or f"{found['threshold']:.3f}" in text
+        sets = block["selective"]
+        for e in (sets, *sets["by_class"].values(), *sets["by_source"].values()):
+            row = "".join(f"{v['value']:.3f}{v['low']:.3f} to {v['high']:.3f}" for v in (e["coverage"], e["single"]))
+            assert f"{e['images']:,}{row}" in text
+        for name in ("accuracy", "accuracy_single", "aurc"):
+            assert f"{sets[name]['value']:.3f}{sets[name]['low']:.3f} to {sets[name]['high']:.3f}" in text
+    assert "at least 0.269, chosen on other images so that 90 % of the sets" in text
+    assert "0.9610.930 to 0.992" in text
+    assert GUARANTEE in text
+
+
+def test_a_bundle_without_them_has_no_such_parts() -> None:
+    text = Page(render(build(sets=False))).parts["accuracy"]
+    assert "Prediction sets" not in text and "95 % sens" not in text and "sensitivity of 95 %" not in text
+    older = build(sets=False)
+    for block in older["accuracy"]["by_candidate"].values():
+        del block["sensitive"], block["selective"]
+    assert Page(render(older)).parts["accuracy"] == text
 
 
 def test_flips_are_listed_by_a_short_hash(report: dict[str, Any], shown: Page) -> None:

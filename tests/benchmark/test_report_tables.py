@@ -48,11 +48,20 @@ def test_every_candidate_has_its_figures(tmp_path: Path) -> None:
         assert (row["auc_low"] == "") == mean
         at = block["operating"][row["class"]]["sensitivity"]
         assert float(row["sensitivity_high"]) == pytest.approx(at["high"], rel=1e-5)
+        assert float(row["sensitive_specificity_low"]) == pytest.approx(0.612 - 0.031, rel=1e-5)
+        sets = block["selective"]
+        own = sets if mean else sets["by_class"][row["class"]]
+        assert float(row["set_coverage"]) == pytest.approx(own["coverage"]["value"], rel=1e-5)
+        assert float(row["set_of_one_class_high"]) == pytest.approx(own["single"]["high"], rel=1e-5)
+        assert row["aurc"] == ("0.0617" if mean else "")
         if mean:
             assert float(row["brier"]) == pytest.approx(block["calibration"]["brier"]["value"], rel=1e-5)
             assert float(row["severity_mae"]) == pytest.approx(block["severity"]["mae"]["value"], rel=1e-5)
         else:
             assert int(row["images"]) == block["classes"][row["class"]]
+    nih = next(r for r in found["accuracy"] if (r["group"], r["class"]) == ("source nih", "mean"))
+    of_nih = report["accuracy"]["by_candidate"][nih["candidate"]]["selective"]["by_source"]["nih"]
+    assert float(nih["set_coverage"]) == pytest.approx(of_nih["coverage"]["value"], rel=1e-5)
     groups = {r["group"] for r in found["accuracy"]}
     assert {"view AP", "view PA", "source nih", "within source nih: other_infection against normal"} <= groups
     assert [r["candidate"] for r in found["parity"]] == list(CANDIDATES[1:])
@@ -63,12 +72,13 @@ def test_every_candidate_has_its_figures(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
-    found = read(build(classes=(0,), severity=False, end_to_end=False), tmp_path)
+    found = read(build(classes=(0,), severity=False, sets=False, end_to_end=False), tmp_path)
     assert {r["end_to_end_images"] for r in found["latency"]} == {""}
     assert {r["joules_a_study"] for r in found["latency"]} == {""}
     for row in found["accuracy"]:
         assert row["auc"] == row["auc_low"] == "" or row["group"].startswith("within")
         assert row["severity_mae"] == row["severity_images"] == ""
+        assert row["sensitive_threshold"] == row["set_coverage"] == row["aurc"] == ""
     for row in found["parity"]:
         assert row["auc_per_cent"] == row["at_99"] == row["at_99_9"] == row["auc_difference"] == ""
         assert row["within_bounds"] == "yes"

@@ -99,7 +99,7 @@ def test_results_of_two_owners_or_of_another_schema_are_told(tmp_path: Path) -> 
     b = write_results(tmp_path / "b", judged("b.png", owner=other), owner=other)
     with (a / RESULTS).open("ab") as file:
         file.write((b / RESULTS).read_bytes())
-    with pytest.raises(UsageError, match="fp32 and of small@0123456789ab, onnxruntime, int8"):
+    with pytest.raises(UsageError, match=r"fp32, sensitivity .*, and of small@0123456789ab, onnxruntime, int8, sens"):
         read_results(a)
     (b / RESULTS).write_bytes(b'{"schema":2,"file":"a.png"}\n')
     with pytest.raises(UsageError, match="schema 2, this version reads 1"):

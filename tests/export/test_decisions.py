@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cxrvit_edge.bundle import Guard
+from cxrvit_edge.decision import MILLION, prediction_sets
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import softmax
 from cxrvit_edge.model.config import CLASSES
@@ -98,3 +101,82 @@ def test_refused_by_each_bound_and_not_for_a_lung_unseen() -> None:
     confidences = np.array([0.9, 0.9, 0.5, 0.9, 0.9])
     separations = np.array([0.4, 0.4, 0.4, 0.1, np.nan])
     assert decisions.refused(bounds, areas, confidences, separations).tolist() == [False, True, True, True, False]
+
+
+@given(st.lists(rows, min_size=1, max_size=60))
+def test_sensitive_points_reach_nineteen_in_twenty_and_lie_no_higher(
+    drawn: list[tuple[int, float, float, float]],
+) -> None:
+    drawn += [(k, 0.2, 0.3, 0.5) for k in range(3)]
+    labels, p = np.array([r[0] for r in drawn]), np.array([r[1:] for r in drawn])
+    usual = decisions.operating_points(labels, p, CLASSES)
+    found = decisions.operating_points(labels, p, CLASSES, decisions.SENSITIVE)
+    for k, name in enumerate(CLASSES):
+        assert found[name] <= usual[name]
+        assert (np.round(p[labels == k, k], 6) >= found[name]).mean() >= 0.95
+
+
+alphas = st.floats(0.01, 0.6)
+
+
+@given(st.lists(rows, min_size=1, max_size=60), alphas)
+def test_as_many_scores_as_the_rank_are_within_the_threshold(
+    drawn: list[tuple[int, float, float, float]], alpha: float
+) -> None:
+    """And of the other scores none: it lies between the two."""
+    labels, p = np.array([r[0] for r in drawn]), np.array([r[1:] for r in drawn])
+    found = decisions.selective(labels, p, alpha)
+    assert (found.alpha, found.images, found.method) == (alpha, len(drawn), "lac")
+    covered = prediction_sets(
+        np.column_stack([p[np.arange(len(labels)), labels], np.ones(len(labels))]), found.threshold
+    )
+    rank = int(np.ceil((len(drawn) + 1) * (1 - alpha) - 1e-9))
+    assert found.threshold == round(found.threshold, 6)
+    if rank > len(drawn):
+        assert found.threshold == 1.0
+        return
+    own = np.sort(np.rint(p[np.arange(len(labels)), labels] * MILLION))[::-1]
+    assert covered[:, 0].sum() == (own >= own[rank - 1]).sum() >= rank
+
+
+@given(st.lists(rows, min_size=1, max_size=60), alphas, alphas)
+def test_less_risk_takes_no_smaller_sets(drawn: list[tuple[int, float, float, float]], a: float, b: float) -> None:
+    labels, p = np.array([r[0] for r in drawn]), np.array([r[1:] for r in drawn])
+    low, high = sorted((a, b))
+    assert decisions.selective(labels, p, low).threshold >= decisions.selective(labels, p, high).threshold
+
+
+@given(st.lists(rows, min_size=1, max_size=60), alphas, st.permutations(range(3)), st.randoms(use_true_random=False))
+def test_neither_the_order_of_films_nor_the_names_of_classes_matter(
+    drawn: list[tuple[int, float, float, float]], alpha: float, names: list[int], random: Random
+) -> None:
+    labels, p = np.array([r[0] for r in drawn]), np.array([r[1:] for r in drawn])
+    order = random.sample(range(len(drawn)), len(drawn))
+    renamed = np.argsort(names)[labels]  # column k of the others is column names[k] of these
+    assert decisions.selective(renamed[order], p[order][:, names], alpha) == decisions.selective(labels, p, alpha)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(19, 0.1), (57, 0.1), (130, 0.1), (130, 0.25)])
+def test_coverage_on_exchangeable_films(n: int, alpha: float) -> None:
+    """Over many splits into val and new films: between 1 - alpha and 1/(n + 1) more, whatever the network is worth."""
+    rng = np.random.default_rng(n)
+    held = []
+    for _ in range(400):
+        labels = rng.integers(0, 3, n + 200)
+        logits = rng.normal(0, 2, (n + 200, 3))
+        logits[np.arange(n + 200), labels] += 1.0
+        p = softmax(logits, 0.4)  # far too sure of itself
+        found = decisions.selective(labels[:n], p[:n], alpha)
+        sets = prediction_sets(p[n:], found.threshold)
+        held.append(sets[np.arange(200), labels[n:]].mean())
+    spread = 4 * np.std(held) / np.sqrt(len(held))
+    assert 1 - alpha - spread <= np.mean(held)
+    assert np.mean(held) <= 1 - alpha + 1 / (n + 1) + spread + 0.01  # sets without a likely class hold every class
+
+
+def test_too_few_films_rule_nothing_out() -> None:
+    labels = np.arange(8) % 3
+    assert decisions.selective(labels, np.eye(3)[labels]).threshold == 1.0
+    assert decisions.selective(np.arange(9) % 3, np.eye(3)[np.arange(9) % 3]).threshold == 0.5  # midway from 0 to 1
+    with pytest.raises(UsageError, match="no labelled image"):
+        decisions.selective(labels[:0], np.zeros((0, 3)))

@@ -24,6 +24,7 @@ from cxrvit_edge.errors import BundleError, CxrVitError, InputError, ParityError
 from cxrvit_edge.findings import check_lungs, judge
 from cxrvit_edge.metrics import threshold_at_sensitivity
 from cxrvit_edge.model import checkpoint
+from cxrvit_edge.model.config import CLASSES
 from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.preprocess import PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import read
@@ -94,6 +95,10 @@ def test_manifest_counts_what_was_measured(raw: dict[str, Any]) -> None:
         assert found["lung_dice"]["lungvae"]["images"] == 6
         assert 0.8 < found["lung_dice"]["lungvae"]["value"] < 1
         assert found["severity"]["brixia>=1"]["images"] == 2
+        assert set(found["sensitive_points"]) == set(CLASSES)
+        assert (found["selective"]["images"], found["selective"]["coverage"]["value"]) == (6, 1.0)
+        assert list(found["selective"]["by_source"]) == ["generated"]
+    assert raw["selective"] == {"alpha": 0.1, "threshold": 1.0, "images": 6, "method": "lac"}  # too few to rule one out
     assert raw["evaluation"]["test"]["refused_by_guard"] == 0
     parity = raw["variants"]["fp32"]["parity"]
     assert parity["within"] and parity["splits"]["both"]["images"] == 12
@@ -118,6 +123,8 @@ def test_decisions_hold_on_val_through_the_edges_own_way(small_bundle: Path, rec
         own = np.array(scores)[:, k]
         point = bundle.manifest.operating_points[name]
         assert (own[labels == k] >= point).mean() >= 0.8
+        assert bundle.manifest.sensitive_points is not None
+        assert (own[labels == k] >= bundle.manifest.sensitive_points[name]).mean() >= 0.95
         threshold = threshold_at_sensitivity(labels == k, own)
         lower = own[own < threshold].max(initial=0.0)
         assert point == pytest.approx((threshold + lower) / 2, abs=1.01e-6), "as far from both as can be"

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxrvit_edge.bundle import Guard, Manifest
+from cxrvit_edge.bundle import Guard, Manifest, Selective
+from cxrvit_edge.decision import Rule
 from cxrvit_edge.errors import Reason
 from cxrvit_edge.findings import Finding, Severity
 from cxrvit_edge.preprocess import Geometry
@@ -153,6 +154,51 @@ def test_a_flag_is_shown_where_the_label_says_normal(tmp_path: Path) -> None:
     finding = replace(OK, label="normal", flags={"normal": True, "other_infection": True, "covid19": False})
     row = Page(report(tmp_path, [finding])).rows[0]
     assert row[5] == "NormalNormal0.12Other infection0.25flaggedCOVID-190.62"  # a flagged normal raises nothing
+
+
+SETS = replace(
+    MANIFEST,
+    sensitive_points={"normal": 0.21, "other_infection": 0.11, "covid19": 0.07},
+    selective=Selective(alpha=0.1, threshold=0.77, images=130),
+)
+
+
+@pytest.mark.parametrize(
+    ("possible", "says"),
+    [
+        (None, ""),
+        (("covid19",), ""),
+        (("normal", "other_infection"), "Network is undecided: normal or other infection"),
+        (("normal", "other_infection", "covid19"), "Network is undecided: normal, other infection or COVID-19"),
+        (("<b>", "covid19"), "Network is undecided: <b> or COVID-19"),
+        ((), "Network is undecided: no class"),  # of a file that somebody edited
+    ],
+)
+def test_an_undecided_network_says_between_what(
+    tmp_path: Path, possible: tuple[str, ...] | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = replace(OK, prediction_set=possible)
+    bars = "Normal0.12Other infection0.25COVID-190.62flagged"
+    assert Page(report(tmp_path, [finding], SETS)).rows[0][5] == f"COVID-19{says}{bars}"
+    monkeypatch.setattr(html, "PICTURED", 0)
+    assert Page(report(tmp_path, [finding], SETS)).rows[0][5].startswith(f"COVID-19{says}Normal 0.12, ")
+
+
+@pytest.mark.parametrize("rule", [Rule(80), Rule(95), Rule(95, True)])
+def test_the_page_is_of_the_run_s_own_rule(tmp_path: Path, rule: Rule) -> None:
+    text = report(tmp_path, [OK], SETS, replace(RUN, rule=rule))
+    said = Page(text).text
+    points = rule.points(SETS)
+    assert [f"--op:{points[c]:.4f}" in text for c in SETS.classes] == [True] * 3
+    assert f"Operating pointsensitivity of at least {rule.sensitivity} %" in said
+    assert f"for a sensitivity of at least {rule.sensitivity} %; from there" in said
+    assert "possible from a probability of 0.23 on" in said and "130 validation images" in said
+    assert "90 % of films like those; at another hospital this does not hold" in said
+    assert ("the film is for review" in said) == ("the network undecided, or a view" in said) == rule.selective
+
+
+def test_a_bundle_without_sets_is_not_spoken_of_as_undecided(tmp_path: Path) -> None:
+    assert "ndecided" not in Page(report(tmp_path, [OK])).text
 
 
 def test_the_header_tells_what_was_run_and_for_what_it_may_be_used(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cxrvit_edge.bundle import Selective
 from cxrvit_edge.metrics import auc, delong
 from cxrvit_edge.model.config import CLASSES
 from train.data.record import Record
@@ -97,6 +98,24 @@ def test_report_gives_each_class_its_interval_and_operating_point() -> None:
         assert 0 < counts["accuracy"] < 1
     mean = sum(auc(p.labels[known] == k, p.probabilities[known][:, k]) for k in range(3)) / 3
     assert found["auc"]["mean"]["value"] == pytest.approx(mean, abs=5e-5)
+
+
+def test_report_of_a_second_operating_point_and_of_prediction_sets() -> None:
+    p = predictions()
+    plain = report(p, POINTS, 1.0)
+    assert not {"sensitive_points", "selective"} & set(plain)
+    lower = dict.fromkeys(CLASSES, 0.2)
+    found = report(p, POINTS, 1.0, sensitive_points=lower, selective=Selective(0.1, 0.75, 20))
+    assert found.pop("sensitive_points") == report(p, lower, 1.0)["operating_points"]
+    sets = found.pop("selective")
+    assert found == plain
+    known = p.labels >= 0
+    own = p.probabilities[known][np.arange(11), p.labels[known]]
+    counts = (np.round(p.probabilities[known], 6) >= 0.25).sum(1)
+    assert sets["coverage"]["value"] == pytest.approx((np.round(own, 6) >= 0.25).mean(), abs=5e-5)
+    assert sets["single"]["value"] == pytest.approx((counts == 1).mean(), abs=5e-5)
+    assert 0 < sets["single"]["value"] < 1
+    assert {s: v["images"] for s, v in sets["by_source"].items()} == {"cohen": 3, "hannover": 2, "nih": 6}
 
 
 def test_report_looks_inside_each_source() -> None:
