@@ -62,13 +62,13 @@ def crossval(values: Mapping[str, Any], device: str, say: Say) -> str:
 
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes the weights, but for data; of a path its name. UsageError for an option that is not the stage's."""
+    """What makes the weights, but for data; of a path its end. UsageError for an option that is not the stage's."""
     own = OWN[values["stage"]]
     for name, (_, default) in {**OWN["diagnosis"], **OWN["joint"]}.items():
         if name not in own and values[name] != default:
             raise UsageError(f"--{name.replace('_', '-')} is no option of stage {values['stage']}; leave it out")
     names = ["stage", "by", "folds", *(k for k in {**SHARED, **own} if k in values and k not in APART)]
-    return {k: values[k].name if isinstance(values[k], Path) else values[k] for k in names}
+    return {k: _plain(values[k]) for k in names}
 
 
 def make_fold(
@@ -168,6 +168,13 @@ def _of_fold(value: Any, k: int) -> Any:
     if isinstance(value, (str, Path)) and "{fold}" in str(value):
         return type(value)(str(value).replace("{fold}", str(k)))
     return value
+
+
+def _plain(value: Any) -> Any:
+    """For JSON; of a path the last two names, which are the same on another machine."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return "/".join(value.parts[-2:]) if isinstance(value, Path) else value
 
 
 def _state(folder: Path, same: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import mean_auc
-from train import crossval, recipe, stages
+from train import crossval, options, recipe, stages
 from train.__main__ import app
 from train.networks import build
 
@@ -226,6 +226,27 @@ def test_a_fold_has_its_own_start_and_val_only_for_patience(
     assert values["leave_out"] == ["fold 1/2"] and values["leave_out"].val == 0
     assert "label_smoothing" not in values and "normal_weight" in values
     assert handed(monkeypatch, data, tmp_path / "b", "--patience", "3")["leave_out"].val == 0.1
+
+
+def test_an_option_that_the_stage_gains_is_handed_on_and_held_to(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of paths, with the fold in each; a fold made before there was such an option had its default."""
+    given = {k: default for k, (_, default) in options.VERBS["crossval"].items()}
+    given |= {"data": [str(data)], "out": tmp_path / "cv", "image_size": 64, "folds": 2, "schedule": "64:2:4"}
+    before = crossval.settings_of(given)
+    folder = tmp_path / "cv" / "fold-0"
+    same = {"rows": "r", "name": "0/2"}
+    crossval._write(folder / "fold.json", {**same, "settings": before, "seconds": 1.0, "checkpoint": None})
+    monkeypatch.setitem(options.OWN["joint"], "guides", options._option(list[Path] | None, None, "Guides.", panel="x"))
+    unset = crossval.settings_of({**given, "guides": None})
+    assert crossval._state(folder, {**same, "settings": unset})["seconds"] == 1.0
+    guides = [tmp_path / "one" / "fold-{fold}", Path("two")]
+    after = crossval.settings_of({**given, "guides": guides})
+    assert after["guides"] == ["one/fold-{fold}", "two"]
+    with pytest.raises(UsageError, match=r"made with another --guides; name another --out"):
+        crossval._state(folder, {**same, "settings": after})
+    assert crossval._of_fold(guides, 1) == [tmp_path / "one" / "fold-1", Path("two")]
 
 
 @pytest.mark.parametrize(
