@@ -28,6 +28,7 @@ from train.runs import combine, load_run
 STAGES = {"joint": ("diagnosis", "severity", "lungs"), "diagnosis": ("diagnosis",)}  # and what is judged of them
 CHOICES = {"stage": tuple(STAGES), "by": ("patient", "source"), "judged": ("all", "reusable")}
 APART = {*RUN, "data", "cache", "absent"}  # may differ between machines that share a cross-validation
+STARTS = ("init", "teacher")  # what a fold learns from beside its images
 PREDICTIONS, STATE, RESULT = "predictions.npz", "fold.json", "crossval.json"
 Say = Callable[[str], None]
 
@@ -83,6 +84,9 @@ def make_fold(
     weights = folder / "model.safetensors"
     if not weights.is_file() or state["checkpoint"] != _sha256(weights):
         own = {name: _of_fold(values[name], k) for name in {**SHARED, **OWN[values["stage"]]} if name in values}
+        state["folds"] = plan.folds_digest()
+        for name in STARTS:
+            _check_start(name, own.get(name), k, state["folds"], say)
         recipe = stages.recipe_of(values["stage"], own)
         state["recipe"] = json.loads(json.dumps(recipe.to_dict()))
         _check_recipes([*_recipes(values["out"], len(plan.names)), state["recipe"]], values["out"])
@@ -168,6 +172,21 @@ def _of_fold(value: Any, k: int) -> Any:
     if isinstance(value, (str, Path)) and "{fold}" in str(value):
         return type(value)(str(value).replace("{fold}", str(k)))
     return value
+
+
+def _check_start(option: str, given: Any, k: int, folds: str, say: Say) -> None:
+    """UsageError if a fold would learn from weights of another fold, or of folds that hold out other patients."""
+    for path in given if isinstance(given, list) else [given] if given else ():
+        about = (path if path.is_dir() else path.parent) / STATE
+        state = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+        if "folds" not in state:
+            say(f"--{option} {path}: if it learned from images that are held out here, no figure is out of fold")
+            continue
+        if state["folds"] != folds or about.parent.name != f"fold-{k}":
+            raise UsageError(
+                f"--{option} {path}: learned from images that fold {k} holds out; use fold-{{fold}} of a "
+                "cross-validation with the same data, --by, --folds and --split-seed"
+            )
 
 
 def _plain(value: Any) -> Any:

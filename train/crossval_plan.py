@@ -38,6 +38,11 @@ class Plan:
         rows = (f"{key} {f} {r.label}\n" for key, f, r in zip(self.keys, self.fold, self.records, strict=True))
         return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
 
+    def folds_digest(self) -> str:
+        """Of which patient lies in which fold: two cross-validations with the same one hold out alike."""
+        rows = (f"{source}\0{patient}\0{fold}\n" for (source, patient), fold in self.of.items())
+        return hashlib.sha256("".join(sorted(rows)).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 def plan_of(values: Mapping[str, Any]) -> Plan:
     """Folds are those of all train and val images of the data, whatever licence, view or source is asked for."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from train_files import ZONES, Folder, chest
+from typer.testing import CliRunner
+
+from train.__main__ import app
 
 PAIRS = {"nih": ("normal", "other"), "cohen": ("other", "covid")}
 TEST = 4  # patients of the test split, two a source
@@ -42,3 +46,13 @@ def make_crossval_folder(root: Path, patients: int = 12) -> Folder:
                     out.severity.append({"path": name, **scores, **{f"J-{z}": str(patient % 4) for z in ZONES}})
     out.write()
     return out
+
+
+TINY = ("--image-size", "64", "--layers", "1", "--heads", "2", "--width", "16", "--threads", "1", "--workers", "1")
+STEPS = ("--schedule", "64:2:4")
+
+
+def run(data: Path, out: Path, *arguments: str) -> Any:
+    """`python -m train crossval` with two folds, as click's Result."""
+    command = ["crossval", "--data", str(data), "--out", str(out), *TINY, *STEPS, "--folds", "2", *arguments]
+    return CliRunner().invoke(app, command)

@@ -12,24 +12,21 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from crossval_files import make_crossval_folder
+from crossval_files import TINY, make_crossval_folder, run
 from typer.testing import CliRunner
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import mean_auc
-from train import crossval, options, recipe, stages
+from train import crossval, recipe
 from train.__main__ import app
 from train.networks import build
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--image-size", "64", "--layers", "1", "--heads", "2", "--width", "16", "--threads", "1", "--workers", "1")
-STEPS = ("--schedule", "64:2:4")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,11 +40,6 @@ def few_draws() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_crossval_folder(tmp_path_factory.mktemp("crossval") / "data").root
-
-
-def run(data: Path, out: Path, *arguments: str) -> Any:
-    command = ["crossval", "--data", str(data), "--out", str(out), *TINY, *STEPS, "--folds", "2", *arguments]
-    return CliRunner().invoke(app, command)
 
 
 def done(data: Path, out: Path, *arguments: str) -> str:
@@ -197,78 +189,6 @@ def test_a_baseline_is_compared_on_the_images_that_both_have(made: Path, data: P
     found = json.loads((out / "crossval.json").read_text())
     reusable = sum(r["reuse"] == "yes" for r in rows_of(data))
     assert found["images"] == found["against"]["cv"]["images"] == reusable < part
-
-
-class SeenError(Exception):
-    pass
-
-
-def handed(monkeypatch: pytest.MonkeyPatch, data: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    """What the first fold's training is given."""
-    got: list[dict[str, Any]] = []
-
-    def train(stage: str, values: dict[str, Any], say: object) -> Path:
-        got.append(values)
-        raise SeenError
-
-    monkeypatch.setattr(stages, "run", train)
-    assert isinstance(run(data, out, *arguments).exception, SeenError)
-    return got[0]
-
-
-def test_a_fold_has_its_own_start_and_val_only_for_patience(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = handed(monkeypatch, data, tmp_path / "a", "--fold", "1", "--init", "runs/first/fold-{fold}")
-    assert values["init"] == Path("runs/first/fold-1")
-    assert values["out"] == tmp_path / "a" / "fold-1"
-    assert values["cache"] == tmp_path / "cache"
-    assert values["leave_out"] == ["fold 1/2"] and values["leave_out"].val == 0
-    assert "label_smoothing" not in values and "normal_weight" in values
-    assert handed(monkeypatch, data, tmp_path / "b", "--patience", "3")["leave_out"].val == 0.1
-
-
-def test_an_option_that_the_stage_gains_is_handed_on_and_held_to(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A list of paths, with the fold in each; a fold made before there was such an option had its default."""
-    given = {k: default for k, (_, default) in options.VERBS["crossval"].items()}
-    given |= {"data": [str(data)], "out": tmp_path / "cv", "image_size": 64, "folds": 2, "schedule": "64:2:4"}
-    before = crossval.settings_of(given)
-    folder = tmp_path / "cv" / "fold-0"
-    same = {"rows": "r", "name": "0/2"}
-    crossval._write(folder / "fold.json", {**same, "settings": before, "seconds": 1.0, "checkpoint": None})
-    monkeypatch.setitem(options.OWN["joint"], "guides", options._option(list[Path] | None, None, "Guides.", panel="x"))
-    unset = crossval.settings_of({**given, "guides": None})
-    assert crossval._state(folder, {**same, "settings": unset})["seconds"] == 1.0
-    guides = [tmp_path / "one" / "fold-{fold}", Path("two")]
-    after = crossval.settings_of({**given, "guides": guides})
-    assert after["guides"] == ["one/fold-{fold}", "two"]
-    with pytest.raises(UsageError, match=r"made with another --guides; name another --out"):
-        crossval._state(folder, {**same, "settings": after})
-    assert crossval._of_fold(guides, 1) == [tmp_path / "one" / "fold-1", Path("two")]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--stage", "lungs"), "--stage lungs: choose one of joint, diagnosis"),
-        (("--by", "view"), "--by view: choose one of patient, source"),
-        (("--judged", "some"), "--judged some: choose one of all, reusable"),
-        (("--fold", "2"), "--fold 2: from 0 to 1"),
-        (("--fold", "-1"), "--fold -1: from 0 to 1"),
-        (("--folds", "99"), "--folds 99: from 2 to the number of patients, 20"),
-        (("--view", "up"), "--view up: choose one of any, PA, AP"),
-        (("--stage", "diagnosis", "--normal-weight", "0.5"), "--normal-weight is no option of stage diagnosis"),
-    ],
-)
-def test_wrong_values_are_named_before_anything_is_trained(
-    arguments: tuple[str, ...], message: str, data: Path, tmp_path: Path
-) -> None:
-    found = run(data, tmp_path / "cv", *arguments).exception
-    assert isinstance(found, UsageError)
-    assert message in str(found)
-    assert not (tmp_path / "cv").exists()
 
 
 def test_another_that_is_not_made_is_named(made: Path, data: Path, tmp_path: Path) -> None:
