@@ -145,7 +145,7 @@ def _same(a: Side, b: Side) -> str | None:
         return "A and B are the same output folder: nothing can differ."
     if a.owner != b.owner:
         return None
-    return "A and B are of one bundle, back end, precision and rule: what differs, differs from run to run."
+    return "A and B are of one bundle, back end, precision and operating point: what differs, differs from run to run."
 
 
 def _notes(a: Side, b: Side, found: Mapping[str, Any], films: Films | None) -> Iterator[str]:
@@ -159,7 +159,11 @@ def _notes(a: Side, b: Side, found: Mapping[str, Any], films: Films | None) -> I
         yield f"A is decided at a {a.owner.rule}, B at a {b.owner.rule}: flags and priorities differ by that too"
     if a.known and b.known:
         own, other = (side.owner.rule.points(side.manifest) for side in (a, b))
-        moved = [f"{c} {own[c]:g} and {other[c]:g}" for c in classes["common"] if own[c] != other[c]]
+        moved = [
+            f"{c} {own[c]:g} and {other[c]:g}"
+            for c in classes["common"]
+            if c in own and c in other and own[c] != other[c]
+        ]
         if moved:
             yield f"operating points are others: {'; '.join(moved)} (A and B); flags differ by that too"
         if a.manifest.priority != b.manifest.priority:

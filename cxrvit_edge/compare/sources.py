@@ -171,7 +171,8 @@ def _finding(line: bytes, path: Path) -> Finding | None:
             finding = Finding.from_dict({**raw, "timings_ms": {}})
             encoded(finding)
             text = (finding.file, finding.bundle, finding.backend, finding.precision)
-            return finding if all(isinstance(value, str) for value in text) else None
+            rule = type(finding.sensitivity) is int and type(finding.selective) is bool
+            return finding if rule and all(isinstance(value, str) for value in text) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     raise UsageError(f"{path}: results of schema {schema!r}, this version reads {SCHEMA}; run triage again")

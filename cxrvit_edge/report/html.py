@@ -265,7 +265,11 @@ def uri(kind: str, data: bytes) -> str:
 
 
 def _undecided(sets: Selective, run: Run) -> str:
-    then = "the film is for review" if run.rule.selective else "its priority follows its flags all the same"
+    then = (
+        "the film is for review whatever its flags"
+        if run.rule.selective
+        else "its priority follows its flags all the same"
+    )
     return (
         f"<section><h2>Undecided</h2><p>A class is possible from a probability of {1 - sets.threshold:.2f} on. Where "
         f"not exactly one is, the network is undecided, and {then}. The limit was chosen on "

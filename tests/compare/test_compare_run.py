@@ -161,7 +161,7 @@ def test_an_output_folder_among_the_images_is_none_of_them(
     for _ in range(2):
         report = compare(f"{bundle}@fp32", f"{bundle}@fp32", data=".", out="compare-out")
         assert report["images"]["matched"] == 3 and report["images"]["a"] == 3
-    assert "one bundle, back end and precision" in report["same"]
+    assert "one bundle, back end, precision and operating point" in report["same"]
 
 
 @pytest.mark.parametrize(

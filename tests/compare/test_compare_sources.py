@@ -8,6 +8,7 @@ from compare_sides import CLASSES, OWNER, judged, refused, write_results
 from fakes import write_bundle
 
 from cxrvit_edge.bundle import Bundle
+from cxrvit_edge.compare import compare
 from cxrvit_edge.compare.sources import Source, parse, read_results, read_side
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.journal import RESULTS
@@ -77,13 +78,30 @@ def test_results_are_read_and_left_as_they_are(tmp_path: Path) -> None:
     path = out / RESULTS
     whole = path.read_bytes()
     wrong_type = json.dumps({**json.loads(whole.splitlines()[0]), "probabilities": "high"}).encode()
-    path.write_bytes(whole + b"\xff\x00 nonsense\n[]\n{}\n" + wrong_type + b"\n" + whole.splitlines()[1][:50])
+    no_rule = whole.splitlines()[0].replace(b'"sensitivity":80', b'"sensitivity":"80"')
+    path.write_bytes(
+        whole + b"\xff\x00 nonsense\n[]\n{}\n" + wrong_type + b"\n" + no_rule + b"\n" + whole.splitlines()[1][:50]
+    )
     (out / ".lock").unlink()
     before = path.read_bytes()
     owner, findings, damaged = read_results(out)
-    assert owner == OWNER and damaged == 4
+    assert owner == OWNER and damaged == 5
     assert {f.file: f for f in findings} == {"a.png": new, "b.dcm": refused("b.dcm")}
     assert path.read_bytes() == before and not (out / ".lock").exists()
+
+
+def test_results_of_an_operating_point_that_their_bundle_has_not(tmp_path: Path) -> None:
+    """As only a hand can make them: told like any others."""
+    embedded = Bundle.open()
+    own = OWNER._replace(bundle=f"{embedded.manifest.name}@{embedded.sha256[:12]}")
+    forged = own._replace(sensitivity=17)
+    a, b = (
+        write_results(tmp_path / o.backend / str(o.sensitivity), judged("a.png", owner=o), owner=o)
+        for o in (own, forged)
+    )
+    report = compare(str(a), str(b))
+    assert report["b"]["operating_points"] == {}
+    assert any("B at a sensitivity of at least 17 %" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"schema":1}\n'])
