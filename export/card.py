@@ -18,7 +18,8 @@ def figures(bundle: Bundle) -> str:
     """Markdown tables of the val and test evaluation in the manifest."""
     raw = bundle.manifest.raw
     parts = []
-    for split, title in (("val", "Validation (operating points and temperature chosen here)"), ("test", "Test")):
+    chosen = "operating points, prediction sets" if raw.get("selective") else "operating points"
+    for split, title in (("val", f"Validation ({chosen} and temperature chosen here)"), ("test", "Test")):
         if split in raw["evaluation"]:
             parts.append(_split(title, raw["evaluation"][split], raw))
     parts.append(_variants(raw["variants"]))
