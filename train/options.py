@@ -42,7 +42,10 @@ DATA: dict[str, Option] = {
 NETWORK: dict[str, Option] = {
     "preset": _option(str, "edge", "Size and recipe: edge, small, medium or paper.", panel=_NET),
     "network": _option(
-        str, "cxrvit", "cxrvit, or a baseline: densenet121, resnet50, resnet152, vit, hybrid.", panel=_NET
+        str,
+        "cxrvit",
+        "cxrvit, or a baseline: densenet121, resnet50, resnet152, vit, hybrid, efficientnet-lite0.",
+        panel=_NET,
     ),
     "corpus": _option(str, "before", "Features before PCAM or after-1, after-3, after-10 maps.", panel=_NET),
     "image_size": _option(int, 512, "Full size; 1024 keeps the 16 x 16 corpus by a stride of 2.", panel=_NET, min=32),
@@ -50,7 +53,7 @@ NETWORK: dict[str, Option] = {
     "heads": _option(int | None, None, "Attention heads, else the preset's.", panel=_NET, min=1),
     "width": _option(int | None, None, "Width of a token, else the preset's.", panel=_NET, min=1),
     "init": _option(Path | None, None, "Start from a checkpoint, a run's folder or a bundle.", panel=_NET),
-    "weights": _option(Path | None, None, "Start from ImageNet weights (torchvision's names).", panel=_NET),
+    "weights": _option(Path | None, None, "Start from ImageNet weights (their publishers' names).", panel=_NET),
 }
 RECIPE: dict[str, Option] = {
     "schedule": _option(str | None, None, "size:steps:batch, or epochs as 8e; joined by commas.", panel=_RECIPE),
@@ -106,6 +109,12 @@ OWN: dict[str, dict[str, Option]] = {
     "joint": {
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
         "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
+        "teacher": _option(
+            list[Path] | None,
+            None,
+            "Run or checkpoint whose answers and features are learned too; repeat.",
+            panel=_TASK,
+        ),
     },
 }
 

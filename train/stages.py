@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from train.objective import Objective
 from train.recipe import Recipe, changed, default, parse_schedule
 from train.trainer import Trainer
 from train.weights import start_from
+
+if TYPE_CHECKING:
+    from train.objectives.teaching import Teaching
 
 NETWORKS = {
     "backbone": ("cxrvit", "densenet121"),
@@ -57,9 +61,11 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
             torch.set_num_threads(values["threads"])
         check(values)
         config = network_config(stage, values)
-        for option in ("init", "weights", "lungs"):  # before hours are spent on the cache
-            if (path := values.get(option)) is not None and not path.exists():
-                raise UsageError(f"--{option} {path}: no such file or folder; check the spelling")
+        for option in ("init", "weights", "lungs", "teacher"):  # before hours are spent on the cache
+            given = values.get(option) or []
+            for path in given if isinstance(given, list) else [given]:
+                if not path.exists():
+                    raise UsageError(f"--{option} {path}: no such file or folder; check the spelling")
         recipe = recipe_of(stage, values)
         records = chosen(stage, values, tell)
         preprocessing = PreprocessConfig(size=config.image_size)
@@ -182,7 +188,25 @@ def objective_of(
         return AdaINObjective(cast(AdaINSegmenter, net)) if config.network == "adain" else LungObjective(net)
     from train.objectives.joint import Joint
 
-    return Joint(cast(TriageNet, net), weight)
+    return Joint(cast(TriageNet, net), weight, teaching=_teaching(values["teacher"]))
+
+
+def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
+    """UsageError for a network that tells no classes apart."""
+    if not paths:
+        return None
+    from train.networks.baseline import Baseline
+    from train.objectives.teaching import Teaching
+
+    teachers = []
+    for path in paths:
+        net, config, _ = build.load(weights_of(path))
+        if not isinstance(net, (TriageNet, Baseline)):
+            raise UsageError(
+                f"--teacher {path}: a {config.network} tells no classes apart; name a run of stage diagnosis"
+            )
+        teachers.append(net)
+    return Teaching(teachers)
 
 
 def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +236,8 @@ def about(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     )
     start = values["init"] or values["weights"]
     out = {k: values[k] for k in names}
+    if values.get("teacher"):
+        out["teachers"] = [_digest(weights_of(path)) for path in values["teacher"]]
     if stage == "severity":
         out["pooling"] = values["roi"]
     return {**out, "init": start_of(start) if start else None}
@@ -257,16 +283,23 @@ def _with_lungs(
     where: World,
     say: Say,
 ) -> ImageCache:
-    path = values["lungs"]
-    if path is None or (path.is_dir() and (path / WEIGHTS).is_file()):
-        path = Bundle.open(path).file(WEIGHTS)
-    elif path.is_dir():
-        path = path / "model.safetensors"
+    path = weights_of(values["lungs"])
     segmenter, config, extra = build.load(path)
     if not hasattr(segmenter, "segment"):
         raise UsageError(f"--lungs {path}: a {config.network} segments nothing; name a run of stage lungs or joint")
     size = int(extra.get("preprocessing", {}).get("size", config.image_size))
     return segmented(records, cache, segmenter, preprocessing, folder, size=size, device=where.device, say=say)
+
+
+def weights_of(path: Path | None) -> Path:
+    """The weights' file of a run's folder, a bundle (None: the embedded one) or a checkpoint."""
+    if path is None or (path.is_dir() and (path / WEIGHTS).is_file()):
+        return Bundle.open(path).file(WEIGHTS)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _every(say: Say, what: str, n: int) -> Callable[[int, int], None]:

@@ -23,7 +23,7 @@ FINDINGS = (  # the ten CheXpert findings of the paper, section 4.1
     "support_devices",
 )
 
-BASELINES = ("densenet121", "resnet50", "resnet152", "vit", "hybrid")
+BASELINES = ("densenet121", "resnet50", "resnet152", "vit", "hybrid", "efficientnet-lite0")
 SEGMENTERS = ("unet", "adain")
 NETWORKS = ("cxrvit", *BASELINES, *SEGMENTERS)
 CORPORA = {  # findings whose PCAM maps weigh the corpus; Table 9: none, pneumonia, three, all ten

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import CORPORA, NetworkConfig
-from cxrvit_edge.model.densenet import CHANNELS, DenseNet121
+from cxrvit_edge.model.densenet import CHANNELS, DenseNet121, Features
 from cxrvit_edge.model.lungs import LungDecoder
 from cxrvit_edge.model.pcam import PCAM
 from cxrvit_edge.model.severity import MapHead
@@ -49,7 +49,10 @@ class TriageNet(nn.Module):
         self.lungs = LungDecoder(config.lung_widths, folded=config.folded)
 
     def training_forward(self, image: Tensor) -> TriageLogits:
-        features = self.backbone(image)
+        return self.heads(self.backbone(image))
+
+    def heads(self, features: Features) -> TriageLogits:
+        """What every head says of the trunk's features."""
         token, tokens = self.encoder(self.corpus(features.s32))
         findings, _ = self.pcam(features.s32)
         return TriageLogits(self.diagnosis(token), self.severity(tokens), self.lungs(features), findings)

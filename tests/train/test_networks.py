@@ -24,9 +24,21 @@ TINY = NetworkConfig("edge", layers=1, heads=2, width=16, image_size=64, map_wid
 LIGHT = [n for n in BASELINES if n != "resnet152"]  # whose blocks are ResNet-50's, only more of them
 
 # torchvision's documentation, on three channels and with its classifier of 1,000 classes
-PUBLISHED = {"resnet50": 25_557_032, "resnet152": 60_192_808, "densenet121": 7_978_856, "vit": 86_567_656}
-CLASSIFIER = {"resnet50": 2049, "resnet152": 2049, "densenet121": 1025, "vit": 769}
-STEM = {"resnet50": 64 * 7 * 7, "resnet152": 64 * 7 * 7, "densenet121": 64 * 7 * 7, "vit": 768 * 16 * 16}
+PUBLISHED = {
+    "resnet50": 25_557_032,
+    "resnet152": 60_192_808,
+    "densenet121": 7_978_856,
+    "vit": 86_567_656,
+    "efficientnet-lite0": 4_652_008,  # of its weights in the package index, running statistics left out
+}
+CLASSIFIER = {"resnet50": 2049, "resnet152": 2049, "densenet121": 1025, "vit": 769, "efficientnet-lite0": 1281}
+STEM = {
+    "resnet50": 64 * 7 * 7,
+    "resnet152": 64 * 7 * 7,
+    "densenet121": 64 * 7 * 7,
+    "vit": 768 * 16 * 16,
+    "efficientnet-lite0": 32 * 3 * 3,
+}
 
 
 def on_meta(config: NetworkConfig) -> nn.Module:
@@ -76,7 +88,7 @@ def test_shapes(name: str, size: int) -> None:
     """Both at the config's size and, where a position embedding is resampled, at another."""
     net = on_meta(replace(preset("paper"), network=name))
     image = torch.empty(2, 1, size, size, device="meta")
-    wide = {"densenet121": 1024, "resnet50": 2048, "resnet152": 2048}.get(name, 768)
+    wide = CLASSIFIER.get(name, 769) - 1
     assert method(net, "find")(image).shape == (2, 10)
     assert method(net, "embed")(image).shape == (2, wide)
     assert method(net, "diagnose")(image).shape == (2, 3)

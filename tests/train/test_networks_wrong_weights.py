@@ -28,14 +28,18 @@ def without(weights: dict[str, Tensor], key: str) -> dict[str, Tensor]:
     return {k: v for k, v in weights.items() if k != key}
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet152", "densenet121", "vit", "hybrid", "cxrvit"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnet152", "densenet121", "vit", "hybrid", "cxrvit", "efficientnet-lite0"]
+)
 def test_another_networks_weights_are_refused(name: str, resnet50: dict[str, Tensor]) -> None:
     config = replace(TINY, network=name)
     wrong = [vit_weights() if name != "vit" else resnet50, {"a": torch.zeros(2)}, build(config).state_dict()]
     if name == "resnet152":
         wrong.append(resnet50)
     for weights in wrong:
-        with pytest.raises(UsageError, match=rf"file\.pth: .*{name} starts from torchvision's \w+"):
+        with pytest.raises(
+            UsageError, match=rf"file\.pth: .*{name} starts from the weights of (torchvision's|the package) \w+"
+        ):
             adapt(config, weights, name="file.pth")
 
 

