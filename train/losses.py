@@ -53,11 +53,14 @@ def zone_term(
     target: Tensor,
     weight: Tensor,
     roi: Literal["max", "average"] = "max",
+    smoothing: float = 0.0,
 ) -> Term:
     """ROI pooling of the map over each zone against 0/1 targets, by cross-entropy.
 
     map_logits (B, h, w); zones of each image; target and weight (B, 3, 2). A zone without pixels has no weight.
+    smoothing: how far targets are from 0 and 1, so that few films do not make a map too sure of itself.
     """
+    target = smoothing + (1 - 2 * smoothing) * target
     inside = _stack(zones, map_logits)
     empty = ~inside.flatten(3).any(-1)  # (B, 3, 2)
     weight = weight.masked_fill(empty, 0.0)

@@ -59,7 +59,8 @@ class Recipe:
     ema: decay of the weights' average, 0 off
     precision: of the arithmetic under autocast; auto is bf16 or fp16 on a GPU, fp32 on a CPU
     validate: steps between validations, 0 for each epoch; patience: validations without gain before it stops, 0 never
-    freeze: "none", "batchnorm" (its statistics) or "backbone" (weights and statistics)
+    freeze: "none", "batchnorm" (its statistics), "early" (weights and statistics of the trunk's first layers, whose
+        filters public weights bring; half the time of a step) or "backbone" (of all of it)
     balance: classes drawn equally often
     """
 
@@ -86,7 +87,7 @@ class Recipe:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("decay", self.decay, DECAYS),
             ("precision", self.precision, PRECISIONS),
-            ("freeze", self.freeze, ("none", "batchnorm", "backbone")),
+            ("freeze", self.freeze, ("none", "batchnorm", "early", "backbone")),
         )
         for option, value, allowed in choices:
             if value not in allowed:

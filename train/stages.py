@@ -198,15 +198,16 @@ def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
     from train.networks.baseline import Baseline
     from train.objectives.teaching import Teaching
 
-    teachers = []
+    teachers, sizes = [], []
     for path in paths:
-        net, config, _ = build.load(weights_of(path))
+        net, config, extra = build.load(weights_of(path))
         if not isinstance(net, (TriageNet, Baseline)):
             raise UsageError(
                 f"--teacher {path}: a {config.network} tells no classes apart; name a run of stage diagnosis"
             )
         teachers.append(net)
-    return Teaching(teachers)
+        sizes.append(int(extra.get("preprocessing", {}).get("size", config.image_size)))
+    return Teaching(teachers, sizes)
 
 
 def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,16 +210,24 @@ class Trainer:
     # Weights
 
     def _freeze(self) -> None:
+        """What is found frozen here stays in eval mode."""
         backbone = getattr(self.objective.net, "backbone", None)
+        self._frozen: list[nn.Module] = []
         if self.recipe.freeze == "backbone":
             if not isinstance(backbone, nn.Module):
                 raise UsageError(f"--freeze backbone: {self.config.network} has none; use batchnorm or none")
-            backbone.requires_grad_(False)
+            self._frozen = [backbone]
+        if self.recipe.freeze == "early":
+            if not hasattr(backbone, "early"):
+                raise UsageError(f"--freeze early: is for efficientnet-lite0, not {self.config.network}; use none")
+            self._frozen = backbone.early()  # type: ignore[union-attr]
+        for module in self._frozen:
+            module.requires_grad_(False)
 
     def _train_mode(self) -> None:
         self.objective.train()
-        if self.recipe.freeze == "backbone":
-            self.objective.net.backbone.eval()
+        for module in self._frozen:
+            module.eval()
         if self.recipe.freeze == "batchnorm":
             for module in self.objective.modules():
                 if isinstance(module, _BatchNorm):

@@ -98,3 +98,17 @@ def test_a_segmenter_teaches_nothing(folder: Folder, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "u.safetensors", net.state_dict(), net.config)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"u\.safetensors: a unet tells no classes apart"):
         train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "u.safetensors"))
+
+
+def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
+    """Its answer to the smaller image; the student's features are pooled to its grid."""
+    teacher, image = net_of("efficientnet-lite0"), torch.randn(2, 1, 128, 128)
+    small = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)
+    teaching, upright = Teaching([teacher], [64]), torch.tensor([True, True])
+    said = answer(teacher, small)
+    terms = teaching(image, said.logits, torch.randn(2, 1024, 4, 4), upright)
+    assert abs(float(terms["teacher"].total)) < 1e-5
+    assert (
+        float(Teaching([teacher], [128])(image, said.logits, torch.randn(2, 1024, 4, 4), upright)["teacher"].total)
+        > 1e-3
+    )

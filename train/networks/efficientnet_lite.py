@@ -84,6 +84,10 @@ class EfficientNetLite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = _Same(channels, CHANNELS, 1), _norm(CHANNELS)
 
+    def early(self) -> list[nn.Module]:
+        """Layers up to a stride of 8."""
+        return [self._conv_stem, self._bn0, *self._blocks[: sum(repeats for repeats, *_ in _BLOCKS[:3])]]
+
     def forward(self, image: Tensor) -> Tensor:
         x = F.relu6(self._bn0(self._conv_stem(image)))
         for block in self._blocks:

@@ -22,11 +22,12 @@ from train.objectives.teaching import Teaching
 class Weights:
     """Of each loss against the diagnosis's; severity_from: step before which predicted lungs are no zones."""
 
-    severity: float = 0.5
+    severity: float = 1.0
     findings: float = 0.3
     lungs: float = 1.0
     severity_from: int = 150
     label_smoothing: float = 0.05
+    zone_smoothing: float = 0.05
 
 
 class Joint(Objective):
@@ -50,7 +51,7 @@ class Joint(Objective):
         features = self.net.backbone(batch.image)  # type: ignore[operator]
         out = self.net.heads(features)  # type: ignore[operator]
         zones = zones_for(out.lungs, batch.lungs)
-        severity = zone_term(out.severity[:, 0], zones, batch.zones, batch.zone_weight)
+        severity = zone_term(out.severity[:, 0], zones, batch.zones, batch.zone_weight, smoothing=w.zone_smoothing)
         if step < w.severity_from:
             severity = Term(severity.total * 0, severity.weight)
         taught = self.teaching
