@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cxrvit_edge.errors import InputError, Reason, UsageError
+from cxrvit_edge.plain_text import printable
 
 BLOCK = 32_768  # entries of one folder that are sorted at a time: a larger one comes in sorted blocks
 DROPPINGS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})  # .DS_Store and the like are hidden
@@ -40,9 +41,11 @@ def require(paths: Iterable[StrPath], out: StrPath | None = None) -> None:
     if not given:
         raise UsageError("no PATH given; name a radiograph or a folder of them")
     if not any(os.path.lexists(path) for path in given):
-        raise UsageError(f"{', '.join(map(_shown, given))}: no such file or folder; check the spelling and the mount")
+        raise UsageError(
+            f"{', '.join(map(printable, given))}: no such file or folder; check the spelling and the mount"
+        )
     if out is not None and any(os.path.realpath(path) == os.path.realpath(out) for path in given):
-        raise UsageError(f"--out {_shown(os.fspath(out))} is also a PATH to read from; give another folder")
+        raise UsageError(f"--out {printable(os.fspath(out))} is also a PATH to read from; give another folder")
 
 
 def discover(
@@ -107,7 +110,7 @@ class _Walk:
         self._entered.add(real)
         name = os.path.basename(path.rstrip(os.sep)) or path
         if name.lower().endswith(IMAGE_SUFFIXES):
-            message = f"{_shown(name)}: a folder named like an image; the files in it are read one by one"
+            message = f"{printable(name)}: a folder named like an image; the files in it are read one by one"
             yield Found(path, file or path, InputError(Reason.IS_DIRECTORY, message))
         start = f"{file.rstrip('/')}/" if file else ""
         real_start = os.path.join(real, "")
@@ -124,7 +127,7 @@ class _Walk:
         except OSError as error:
             code = Reason.NO_PERMISSION if isinstance(error, PermissionError) else Reason.UNREADABLE
             cause = error.strerror or type(error).__name__
-            message = f"{_shown(name)}: the folder cannot be listed ({cause}); what is in it was not read"
+            message = f"{printable(name)}: the folder cannot be listed ({cause}); what is in it was not read"
             yield Found(path, file or path, InputError(code, message))
 
     def _link(self, entry: os.DirEntry[str], file: str) -> Iterator[Found | _Folder]:
@@ -134,7 +137,7 @@ class _Walk:
             return
         is_dir, there = _is(entry.is_dir), os.path.exists(entry.path)
         if there and not (self._follow_links or os.path.join(real, "").startswith(self._roots)):
-            message = f"{_shown(entry.name)}: a link out of the folder given; --follow-links follows it"
+            message = f"{printable(entry.name)}: a link out of the folder given; --follow-links follows it"
             yield Found(entry.path, file, InputError(Reason.OUTSIDE, message))
         elif is_dir:
             yield _Folder(entry.path, real, file)
@@ -186,9 +189,5 @@ def _left_out(name: str) -> bool:
 
 
 def _missing(path: str) -> InputError:
-    message = f"{_shown(os.path.basename(path) or path)}: no such file or folder; check the spelling and the mount"
+    message = f"{printable(os.path.basename(path) or path)}: no such file or folder; check the spelling and the mount"
     return InputError(Reason.NOT_FOUND, message)
-
-
-def _shown(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.discover import discover
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.readers import shown, view_from_text
+from cxrvit_edge.plain_text import printable
+from cxrvit_edge.readers import view_from_text
 from cxrvit_edge.studies import EVERY, NAMES, Labelled, Listed, Problem, Problems, Study, openable, sample, unique
 from cxrvit_edge.table import Table, read_table
 
@@ -170,7 +171,7 @@ def _by_class(folder: Path, problems: Problems) -> Iterator[Listed]:
         raise UsageError(f"{folder}: cannot be listed ({error.strerror}); check the path") from None
     classes = {entry: label for entry in entries if (label := _class_of(entry.name)) is not None}
     if not classes:
-        have = ", ".join(shown(entry.name) for entry in entries[:8]) or "no folder"
+        have = ", ".join(printable(entry.name) for entry in entries[:8]) or "no folder"
         raise UsageError(
             f"{folder}: no {' or '.join(TABLES)} in it, and no folder normal, other or covid; it has {have}; name a "
             "CSV of labels, or a folder by class"

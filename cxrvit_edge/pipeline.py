@@ -29,10 +29,10 @@ from cxrvit_edge.findings import Finding, Judgement, judge
 from cxrvit_edge.item import Item
 from cxrvit_edge.journal import Owner
 from cxrvit_edge.ledger import Mode
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.prepare import Film, Recipe, place, prepare
 from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.radiograph import Limits, View
-from cxrvit_edge.readers import shown
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.runtime.select import Sessions
 from cxrvit_edge.runtime.session import Explainer, Outputs, Session
@@ -250,7 +250,7 @@ class Pipeline:
             raise film.error
         film.view, film.warnings = self._view(film, found)
         if film.view == "lateral":
-            message = f"{shown(Path(found.path).name)}: the table of views says lateral; send the frontal view"
+            message = f"{printable(Path(found.path).name)}: the table of views says lateral; send the frontal view"
             raise InputError(Reason.LATERAL_VIEW, message)
 
     def _view(self, film: Film, found: Found) -> tuple[View, tuple[str, ...]]:
@@ -365,7 +365,7 @@ class Pipeline:
         except OSError:
             raise
         except Exception as error:  # a picture less is no reason to lose the result
-            logger.warning("no thumbnail of %s (%s)", shown(item.found.file), type(error).__name__)
+            logger.warning("no thumbnail of %s (%s)", printable(item.found.file), type(error).__name__)
         item.outputs = film.thumbnail = film.description = item.relevance = None
         item.enter("queue")
         return self._finding(item, judgement)
@@ -436,7 +436,7 @@ def _explain(session: Explainer, item: Item) -> None:
     try:
         item.relevance = session.explain(item.film.tensor[None], [int(item.outputs.logits[0].argmax())])[0]
     except Exception as error:
-        logger.warning("no relevance of %s (%s)", shown(item.found.file), type(error).__name__)
+        logger.warning("no relevance of %s (%s)", printable(item.found.file), type(error).__name__)
     item.enter("queue")
 
 
@@ -447,7 +447,7 @@ def _reason(item: Item) -> Reason:
 def _message(item: Item) -> str:
     if isinstance(item.error, InputError):
         return str(item.error)
-    name = shown(Path(item.found.path).name)
+    name = printable(Path(item.found.path).name)
     if isinstance(item.error, MemoryError):
         return f"{name}: does not fit into memory; give --workers 1, or send a smaller copy"
     what = f"unexpected {type(item.error).__name__} in stage {item.failed_in}"

@@ -1,4 +1,4 @@
-"""Nested plain values as indented lines, for people."""
+"""Plain values as text for people: what can be printed, nested values as indented lines, columns."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from typing import Any
 LONG = 80  # a list of texts that is longer goes on a line each
 
 
+def printable(text: str) -> str:
+    """Text, such as a file's name, that any terminal and any encoding can print: what cannot be seen is a ?."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def lines(values: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
     """`name: value` a line, nested values indented under their name; True and False are yes and no."""
     width = max((len(name) for name, value in values.items() if not _nested(value)), default=0)
     for name, value in values.items():
-        start = " " * indent + _printable(str(name))
+        start = " " * indent + printable(str(name))
         if isinstance(value, Mapping) and value:
             yield start
             yield from lines(value, indent + 2)
         elif _nested(value):
             yield start
             for entry in value:
-                first, *rest = lines(entry, indent + 4) if isinstance(entry, Mapping) else [_printable(str(entry))]
+                first, *rest = lines(entry, indent + 4) if isinstance(entry, Mapping) else [printable(str(entry))]
                 yield " " * (indent + 2) + "- " + first.lstrip()
                 yield from rest
         else:
-            yield f"{start.ljust(width + indent)}  {_printable(_plain(value))}".rstrip()
+            yield f"{start.ljust(width + indent)}  {printable(_plain(value))}".rstrip()
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -49,7 +54,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_plain, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

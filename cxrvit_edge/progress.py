@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from cxrvit_edge.discover import StrPath, discover
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.summary import Progress, Summary
 
@@ -102,7 +103,7 @@ def told(summary: Summary) -> str:
 def _told(summary: Summary) -> Iterator[str]:
     run = summary.run
     for file, message in summary.failed:
-        yield f"failed: {_printable(file)}: {message}"
+        yield f"failed: {printable(file)}: {message}"
     if summary.failures > len(summary.failed):
         yield f"failed: {summary.failures - len(summary.failed):,} more, see the worklist"
     kept = f" ({run.resumed:,} kept from an earlier run)" if run.resumed else ""
@@ -119,7 +120,7 @@ def _told(summary: Summary) -> Iterator[str]:
     for note in run.notes:
         yield f"note: {note}"
     for path in (summary.worklist, summary.report, summary.results):
-        yield f"wrote {_printable(path.as_posix())}"
+        yield f"wrote {printable(path.as_posix())}"
     yield RESEARCH_USE
 
 
@@ -141,10 +142,6 @@ def _listed(counts: dict[str, int]) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _columns() -> int:
@@ -181,7 +178,7 @@ class StepLine:
     def say(self, text: str) -> None:
         with self._lock:
             self._wipe()
-            self._stream.write(f"{_printable(text)}\n")
+            self._stream.write(f"{printable(text)}\n")
             self._stream.flush()
 
     def _wipe(self) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.radiograph import View
-from cxrvit_edge.readers import shown
 
 NAMES = ("normal", "other_infection", "covid19")
 EVERY = "all"  # the split of images that have none, and the word for every split
@@ -72,7 +72,7 @@ class Problems:
         self._counts[kind] += 1
         first = self._found.setdefault(kind, [])
         if len(first) < SHOWN:
-            first.append(shown(words[:LONGEST]))
+            first.append(printable(words[:LONGEST]))
 
     def listed(self) -> list[Problem]:
         return [Problem(kind, self._counts[kind], tuple(first)) for kind, first in self._found.items()]

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 
 MOST = 100_000  # events that wait for the disk: more are dropped and counted
 EVERY = 0.25  # seconds between two writes; a kill loses what came since the last
@@ -80,12 +80,14 @@ class Trace(NoTrace):
             if self.path.is_file() and self.path.stat().st_size:
                 with open(self.path, "rb") as old:
                     if old.read(2) != b"[\n":
-                        raise UsageError(f"{shown(str(path))}: holds something else than a trace; give another --trace")
+                        raise UsageError(
+                            f"{printable(str(path))}: holds something else than a trace; give another --trace"
+                        )
             self._file = open(self.path, "wb", buffering=0)  # noqa: SIM115  closed by the thread
             self._file.write(b"[\n" + _json({**self._meta("process_name", 0), "args": {"name": "cxrvit-edge"}}))
         except (OSError, ValueError) as error:
             cause = getattr(error, "strerror", None) or type(error).__name__
-            raise UsageError(f"{shown(str(path))}: cannot be written ({cause}); give another --trace") from error
+            raise UsageError(f"{printable(str(path))}: cannot be written ({cause}); give another --trace") from error
         self._thread = threading.Thread(target=self._write, name="cxrvit-edge-trace", daemon=True)
         self._thread.start()
 
@@ -94,7 +96,9 @@ class Trace(NoTrace):
         """What is missing from the file and why, in plain words."""
         notes = [self._note] if self._note else []
         if self._dropped and not self._note:
-            notes.append(f"{shown(str(self.path))}: {self._dropped} events are missing, the disk was too slow for them")
+            notes.append(
+                f"{printable(str(self.path))}: {self._dropped} events are missing, the disk was too slow for them"
+            )
         return tuple(notes)
 
     def span(
@@ -129,7 +133,9 @@ class Trace(NoTrace):
                         return self._put(b"\n]\n")
         except OSError as error:
             cause = error.strerror or type(error).__name__
-            self._note = f"{shown(str(self.path))}: the trace ends early ({cause}); the results are not touched by that"
+            self._note = (
+                f"{printable(str(self.path))}: the trace ends early ({cause}); the results are not touched by that"
+            )
             self._buffer.clear()
         return None
 
@@ -141,13 +147,15 @@ class Trace(NoTrace):
     def _lines(self, event: _Span | _Count) -> list[bytes]:
         if isinstance(event, _Count):
             return [
-                _json({"ph": "C", **self._at(0, event.at), "name": shown(event.name), "args": {"value": event.value}})
+                _json(
+                    {"ph": "C", **self._at(0, event.at), "name": printable(event.name), "args": {"value": event.value}}
+                )
             ]
         row = self._row(event)
         lines = []
         if not row.named:
             row.named = True
-            name = {"name": shown(event.lane)}
+            name = {"name": printable(event.lane)}
             lines = [
                 _json({**self._meta("thread_name", row.tid), "args": name}),
                 _json({**self._meta("thread_sort_index", row.tid), "args": {"sort_index": row.tid}}),
@@ -210,4 +218,4 @@ def _json(event: dict[str, Any]) -> bytes:
 def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int)) else shown(str(value))
+    return value if value is None or isinstance(value, (bool, int)) else printable(str(value))

@@ -21,8 +21,8 @@ from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.ledger import Ledger, Mode
 from cxrvit_edge.pipeline import Pipeline, Plan
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.radiograph import Limits, View
-from cxrvit_edge.readers import shown
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.report.run import Run
 from cxrvit_edge.runtime.select import Sessions, open_sessions
@@ -376,7 +376,7 @@ def _require_apart(trace: StrPath | None, paths: Iterable[StrPath], out: Path) -
         return
     for path in paths:
         if real.is_relative_to(os.path.realpath(path)) and Path(path).is_dir():
-            lies = f"--trace {shown(os.fspath(trace))}: lies under the PATH {shown(os.fspath(path))}"
+            lies = f"--trace {printable(os.fspath(trace))}: lies under the PATH {printable(os.fspath(path))}"
             raise UsageError(f"{lies} and would be taken for an input; put it into the folder of --out, or elsewhere")
 
 

@@ -17,7 +17,7 @@ from time import monotonic
 from cxrvit_edge.discover import DROPPINGS, Found, StrPath, discover
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.inotify import Inotify, network
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.settle import PARTIAL, Settling
 
 SETTLE = 2.0  # seconds
@@ -102,9 +102,9 @@ class Watch:
         for path in self._paths:
             times = self._replaced[path]
             if path in self._states and self._states[path] is None:
-                notes.append(f"{shown(path)}: is not there; watching goes on, see to the mount")
+                notes.append(f"{printable(path)}: is not there; watching goes on, see to the mount")
             elif times:
-                notes.append(f"{shown(path)}: went, came back or was mounted anew {times} times; watching went on")
+                notes.append(f"{printable(path)}: went, came back or was mounted anew {times} times; watching went on")
         partial = self._settling.partial
         if partial:
             notes.append(f"{partial} files were left alone: their names ({', '.join(PARTIAL)}, ~...) say unfinished")

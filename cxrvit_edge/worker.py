@@ -108,14 +108,14 @@ def main() -> None:
 
 def _prepared(path: str, recipe: Recipe, out: NDArray[np.float32]) -> tuple[dict[str, Any], Film | None]:
     """The reply, without its arrays, and the film they are in; its tensor is `out`."""
+    from cxrvit_edge.plain_text import printable
     from cxrvit_edge.prepare import prepare
-    from cxrvit_edge.readers import shown
 
     stages: list[tuple[str, float]] = []
     try:
         film = prepare(path, recipe, lambda stage: stages.append((stage, perf_counter())), out)
     except Exception as error:  # a fault of ours; told, so that the run goes on
-        return {"fault": f"{type(error).__name__} at {shown(_where(error))}"}, None
+        return {"fault": f"{type(error).__name__} at {printable(_where(error))}"}, None
     return {
         "sha256": film.sha256,
         "view": film.view,

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cxrvit_edge.errors import InputError, Reason
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.prepare import Film, Recipe
 from cxrvit_edge.preprocess import Geometry
-from cxrvit_edge.readers import shown
 from cxrvit_edge.worker import Slots, receive, send
 
 START = 60.0  # seconds that a new worker may take until it is ready: imports on a slow, busy box
@@ -57,7 +57,7 @@ class Workers:
         try:
             worker = self._take()
         except OSError as error:
-            return _unstarted(shown(Path(path).name), error.strerror or type(error).__name__)
+            return _unstarted(printable(Path(path).name), error.strerror or type(error).__name__)
         try:
             film = worker.ask(path, self._recipe, span)
         except BaseException:
@@ -133,7 +133,7 @@ class _Worker:
 
     def ask(self, path: str, recipe: Recipe, span: Span) -> Film:
         limit = recipe.limits.decode_seconds
-        name = shown(Path(path).name)
+        name = printable(Path(path).name)
         with suppress(OSError):  # one that has gone is met when its reply is asked for
             send(self._socket, {"path": path})
         if self._new:

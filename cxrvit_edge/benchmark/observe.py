@@ -17,9 +17,9 @@ from cxrvit_edge.errors import CxrVitError, InputError, Reason
 from cxrvit_edge.findings import judge
 from cxrvit_edge.labels import Problem, Study
 from cxrvit_edge.parity import Observation
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.prepare import Film, Recipe, place, prepare
 from cxrvit_edge.preprocess import PreprocessConfig
-from cxrvit_edge.readers import shown
 from cxrvit_edge.runtime.select import Sessions
 from cxrvit_edge.workers import Workers
 
@@ -63,7 +63,7 @@ def observe(
                 other = seen.studies[before]
                 alike = study.label == other.label or None in (study.label, other.label)
                 kind = "duplicate" if alike else "contradiction"
-                names = f"{shown(study.path.name)}: the same content as {shown(other.path.name)}"
+                names = f"{printable(study.path.name)}: the same content as {printable(other.path.name)}"
                 told[kind].append(
                     f"{names}; {'counted once' if kind == 'duplicate' else 'labelled otherwise: none is used'}"
                 )
@@ -122,7 +122,7 @@ def _films(studies: Sequence[Study], bundle: Bundle) -> Generator[tuple[Study, F
 
 
 def _film(study: Study, recipe: Recipe, workers: Workers) -> Film:
-    path, name = str(study.path), shown(study.path.name)
+    path, name = str(study.path), printable(study.path.name)
     try:
         film = prepare(path, recipe) if place(path) == "thread" else workers.prepare(path)
     except Exception as error:  # a fault of ours: the other films stand

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cxrvit_edge.plain_text import columns
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import columns, printable
 
 Report = Mapping[str, Any]
 HEAD = ("", "p50 ms", "p90 ms", "p99 ms", "images/s", "end to end", "times the fastest")
@@ -33,7 +32,7 @@ def _told(report: Report) -> Iterator[str]:
     for missing in report["passed_over"]:
         yield f"passed over: {missing['name']}: {missing['why']}"
     if accuracy:
-        yield from map(shown, accuracy["caveats"])  # with sources as the table of labels names them
+        yield from map(printable, accuracy["caveats"])  # with sources as the table of labels names them
     yield report["caveat"]
     yield report["research_use"]
 

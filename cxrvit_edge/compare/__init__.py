@@ -20,7 +20,7 @@ from cxrvit_edge.compare.sources import Side, parse, read_side
 from cxrvit_edge.compare.words import told
 from cxrvit_edge.discover import StrPath, require
 from cxrvit_edge.errors import UsageError
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.report.words import CAVEAT
@@ -56,7 +56,7 @@ def compare(
     if data is None and any(source.results is None for source in sources):
         run = next(source.name for source in sources if source.results is None)
         raise UsageError(
-            f"{shown(run)} is to be run, and no --data names images; give --data FILES, FOLDER or FILE.csv"
+            f"{printable(run)} is to be run, and no --data names images; give --data FILES, FOLDER or FILE.csv"
         )
     films = None if data is None else read_films(data, split)
     if films is not None:
@@ -99,7 +99,7 @@ def _folder(out: Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise UsageError(
-            f"--out {shown(os.fspath(out))}: cannot be written ({error.strerror}); give another"
+            f"--out {printable(os.fspath(out))}: cannot be written ({error.strerror}); give another"
         ) from error
     return out
 
@@ -130,7 +130,7 @@ def _about(side: Side) -> dict[str, Any]:
         "backend": side.owner.backend,
         "version": side.version,
         "precision": side.owner.precision,
-        "results": None if side.results is None else shown(side.results.as_posix()),
+        "results": None if side.results is None else printable(side.results.as_posix()),
         "bundle_at_hand": side.known,
         "statuses": {**dict.fromkeys(STATUSES, 0), **Counter(f.status for f in side.findings)},
         "damaged": side.damaged,

@@ -16,7 +16,7 @@ from cxrvit_edge.compare.sources import Side, Source
 from cxrvit_edge.discover import StrPath, discover, require
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import Finding
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.summary import THUMBNAILS
 from cxrvit_edge.triage import Triage
 
@@ -38,10 +38,10 @@ def read_films(data: StrPath | Iterable[StrPath], split: str = "test") -> Films:
     """
     paths = [os.fspath(p) for p in ([data] if isinstance(data, (str, os.PathLike)) else data)]
     require(paths)
-    told = ", ".join(map(shown, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    told = ", ".join(map(printable, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
     tables = [p for p in paths if p.lower().endswith(".csv")]
     if tables and len(paths) > 1:
-        raise UsageError(f"--data {shown(tables[0])}: a table of labels stands alone; leave the others out")
+        raise UsageError(f"--data {printable(tables[0])}: a table of labels stands alone; leave the others out")
     folder = Path(paths[0]) if len(paths) == 1 else None
     if tables or (folder is not None and any((folder / name).is_file() for name in labels.TABLES)):
         return _labelled(labels.read(paths[0], split=split), None, told, split)

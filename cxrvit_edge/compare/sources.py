@@ -26,7 +26,7 @@ from cxrvit_edge.errors import UsageError
 from cxrvit_edge.findings import SCHEMA, Finding
 from cxrvit_edge.journal import RESULTS, Owner, encoded, lines_of
 from cxrvit_edge.journal_index import grammar, values_of
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.runtime.select import BACKENDS, PRECISIONS
 
 _GRAMMAR = (
@@ -73,13 +73,15 @@ def parse(text: str) -> Source:
     head, at, tail = text.rpartition("@")
     how = _how(tail) if at and head else None
     if how is None:
-        raise UsageError(f"{shown(text)}: no such file or folder, and no back end or precision; {_GRAMMAR}")
+        raise UsageError(f"{printable(text)}: no such file or folder, and no back end or precision; {_GRAMMAR}")
     if not os.path.exists(head):  # noqa: PTH110
-        raise UsageError(f"{shown(text)}: there is no bundle {shown(head)}; check the spelling and the mount")
+        raise UsageError(f"{printable(text)}: there is no bundle {printable(head)}; check the spelling and the mount")
     source = _path(head)
     if source.results is not None:
-        hint = f"leave @{shown(tail)} out, or name the bundle"
-        raise UsageError(f"{shown(text)}: {shown(head)} holds results, which are of what they were made with; {hint}")
+        hint = f"leave @{printable(tail)} out, or name the bundle"
+        raise UsageError(
+            f"{printable(text)}: {printable(head)} holds results, which are of what they were made with; {hint}"
+        )
     return Source(text, None, source.bundle, *how)
 
 
@@ -102,7 +104,7 @@ def _path(text: str) -> Source:
         return Source(text, bundle=text)
     if os.path.isfile(path / RESULTS):  # noqa: PTH113
         return Source(text, results=path)
-    raise UsageError(f"{shown(text)}: holds neither {MANIFEST} (a bundle) nor {RESULTS} (a triage run); {_GRAMMAR}")
+    raise UsageError(f"{printable(text)}: holds neither {MANIFEST} (a bundle) nor {RESULTS} (a triage run); {_GRAMMAR}")
 
 
 def read_side(source: Source, at_hand: Iterable[Bundle] = ()) -> Side:

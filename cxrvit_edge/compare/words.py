@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cxrvit_edge.labels import LABELS
-from cxrvit_edge.readers import shown
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.report.words import CLASS_NAMES, REASONS
 
@@ -16,7 +16,7 @@ STATUS_WORDS = {"ok": "judged"}
 
 def told(report: Mapping[str, Any]) -> Iterator[str]:
     """The closing words of a comparison, line by line; results and tables of others give no control characters."""
-    return map(shown, _told(report))
+    return map(printable, _told(report))
 
 
 def _told(report: Mapping[str, Any]) -> Iterator[str]:
@@ -25,7 +25,7 @@ def _told(report: Mapping[str, Any]) -> Iterator[str]:
     yield from (sentence for _, sentence in sentences(report))
     named = list(flips(report))
     for kind, image, before, after in named[:LISTED]:
-        yield f"flip: {kind}: {shown(image['file'])} ({(image['sha256'] or '')[:12]}): {before} -> {after}"
+        yield f"flip: {kind}: {printable(image['file'])} ({(image['sha256'] or '')[:12]}): {before} -> {after}"
     if len(named) > LISTED:
         yield f"flip: {len(named) - LISTED:,} more"
     for note in report["notes"]:
@@ -37,7 +37,7 @@ def what(side: Mapping[str, Any]) -> str:
     """One side in a line."""
     runs = " ".join(filter(None, (side["backend"], side["version"], side["precision"])))
     read = ", results of an earlier run" if side["results"] else ""
-    return f"{shown(side['name'])}: {side['bundle']}, {runs}{read}"
+    return f"{printable(side['name'])}: {side['bundle']}, {runs}{read}"
 
 
 def sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -68,7 +68,7 @@ def _alone(found: Mapping[str, Any], side: str) -> str:
     if not found["count"]:
         return ""
     rest = found["count"] - len(found["first"])
-    named = ", ".join(map(shown, found["first"])) + (f" and {rest:,} more" if rest else "")
+    named = ", ".join(map(printable, found["first"])) + (f" and {rest:,} more" if rest else "")
     return f"{_count(found['count'], 'image')} in {side} only: {named}."
 
 
@@ -105,7 +105,7 @@ def _order(worklist: Mapping[str, Any]) -> Iterator[str]:
         shares = [f"{top['shared']} of the first {top['first']}" for top in worklist["overlap"]]
         yield f"Both have {', '.join(shares)} in common."
     move = worklist["largest_move"]
-    yield f"The largest move: {shown(move['file'])}, from place {move['rank'][0]:,} to {move['rank'][1]:,}."
+    yield f"The largest move: {printable(move['file'])}, from place {move['rank'][0]:,} to {move['rank'][1]:,}."
 
 
 def _sizes(found: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxrvit_edge.errors import InputError, Reason
+from cxrvit_edge.plain_text import printable
 from cxrvit_edge.radiograph import Limits, Radiograph
 from cxrvit_edge.readers.containers import sniff_raster
 from cxrvit_edge.readers.dicom import decode_dicom, sniff_dicom
@@ -33,7 +34,7 @@ def load(path: Path, limits: Limits) -> bytes:
 
     Raises InputError: NOT_FOUND, NO_PERMISSION, IS_DIRECTORY, EMPTY_FILE, TOO_LARGE, UNREADABLE.
     """
-    name = shown(path.name or str(path))
+    name = printable(path.name or str(path))
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
@@ -78,11 +79,13 @@ def decode(data: bytes, name: str, limits: Limits) -> Radiograph:
             return decode_dicom(data, limits)
         raise _stranger(data[:256], Path(name).suffix.lower())
     except InputError as error:
-        raise InputError(error.reason, f"{shown(name)}: {error}") from error.__cause__
+        raise InputError(error.reason, f"{printable(name)}: {error}") from error.__cause__
     except MemoryError:
-        raise InputError(Reason.TOO_LARGE, f"{shown(name)}: does not fit into memory; send a smaller copy") from None
+        raise InputError(
+            Reason.TOO_LARGE, f"{printable(name)}: does not fit into memory; send a smaller copy"
+        ) from None
     except Exception as error:  # a fault of ours; the run goes on all the same
-        message = f"{shown(name)}: the reader failed ({type(error).__name__}); report it, with the file if you may"
+        message = f"{printable(name)}: the reader failed ({type(error).__name__}); report it, with the file if you may"
         raise InputError(Reason.INTERNAL, message) from error
 
 
@@ -97,11 +100,6 @@ def sniff(head: bytes, name: str) -> Literal["dicom", "raster"] | None:
     suffix = Path(name).suffix.lower()
     plausible = suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
     return "dicom" if sniff_dicom(head, implicit=plausible) else None
-
-
-def shown(name: str) -> str:
-    """A file name that any terminal and any encoding can print."""
-    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 _KNOWN = (
