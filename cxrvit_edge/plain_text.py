@@ -1,4 +1,4 @@
-"""Plain values as text for people: what can be printed, nested values as indented lines, columns."""
+"""Plain values as text for people: what can be printed, how many, nested values as indented lines, columns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ LONG = 80  # a list of texts that is longer goes on a line each
 def printable(text: str) -> str:
     """Text, such as a file's name, that any terminal and any encoding can print: what cannot be seen is a ?."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def count(number: int, what: str, several: str | None = None) -> str:
+    """1 image, 1,200 images; several: the plural where it is not `what` with an s."""
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def lines(values: Mapping[str, Any], indent: int = 0) -> Iterator[str]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from cxrvit_edge.discover import StrPath, discover
-from cxrvit_edge.plain_text import printable
+from cxrvit_edge.plain_text import count, printable
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.summary import Progress, Summary
 
@@ -107,13 +107,13 @@ def _told(summary: Summary) -> Iterator[str]:
     if summary.failures > len(summary.failed):
         yield f"failed: {summary.failures - len(summary.failed):,} more, see the worklist"
     kept = f" ({run.resumed:,} kept from an earlier run)" if run.resumed else ""
-    yield f"{_count(summary.inputs, 'input')}{kept}: {_listed(summary.statuses)}"
+    yield f"{count(summary.inputs, 'input')}{kept}: {_listed(summary.statuses)}"
     yield f"priority: {_listed(summary.priorities)}"
     yield f"operating point: {run.rule}"
     if run.done:
         speed = run.done / run.seconds if run.seconds > 0 else 0.0
         with_what = f"{run.backend} {run.precision}"
-        yield f"{_count(run.done, 'input')} in {_duration(run.seconds)}, {speed:.1f} a second, {with_what}"
+        yield f"{count(run.done, 'input')} in {_duration(run.seconds)}, {speed:.1f} a second, {with_what}"
         stages = ", ".join(f"{stage} {ms:.0f}" for stage, ms in run.stage_ms.items())
         yield f"mean milliseconds an input: {stages}"
         yield from summary.ledger.told()
@@ -138,10 +138,6 @@ def _duration(seconds: float) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in counts.items())
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _columns() -> int:

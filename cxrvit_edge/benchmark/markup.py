@@ -53,10 +53,6 @@ def name(code: str) -> str:
     return "Mean" if code == "mean" else shown(CLASS_NAMES.get(code, code))
 
 
-def count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 

@@ -11,7 +11,6 @@ from cxrvit_edge.benchmark.markup import (
     UNDEFINED,
     bullets,
     candidate,
-    count,
     estimate,
     interval,
     name,
@@ -23,6 +22,7 @@ from cxrvit_edge.benchmark.markup import (
     undefined,
 )
 from cxrvit_edge.benchmark.page_selective import selective
+from cxrvit_edge.plain_text import count
 from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.words import REASONS
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cxrvit_edge.benchmark.markup import UNDEFINED, chip, count, figure, listed, table
+from cxrvit_edge.benchmark.markup import UNDEFINED, chip, figure, listed, table
+from cxrvit_edge.plain_text import count
 from cxrvit_edge.report.changes import changed
 from cxrvit_edge.report.html import shown
 

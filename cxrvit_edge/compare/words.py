@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cxrvit_edge.labels import LABELS
-from cxrvit_edge.plain_text import printable
+from cxrvit_edge.plain_text import count, printable
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.report.words import CLASS_NAMES, REASONS
 
@@ -49,7 +49,7 @@ def sentences(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         told.append(f"Images: {report['data']['path']}{split}.")
     alike = report["identical"]
     told.append(
-        f"{_count(images['matched'], 'image')} on both sides, {images['judged']:,} judged by both; "
+        f"{count(images['matched'], 'image')} on both sides, {images['judged']:,} judged by both; "
         f"{f'{alike:,}' if alike else 'none'} with the same result to the last digit."
     )
     if not images["matched"]:
@@ -69,7 +69,7 @@ def _alone(found: Mapping[str, Any], side: str) -> str:
         return ""
     rest = found["count"] - len(found["first"])
     named = ", ".join(map(printable, found["first"])) + (f" and {rest:,} more" if rest else "")
-    return f"{_count(found['count'], 'image')} in {side} only: {named}."
+    return f"{count(found['count'], 'image')} in {side} only: {named}."
 
 
 def _changed(flips: Mapping[str, Any], judged: int) -> str:
@@ -77,18 +77,16 @@ def _changed(flips: Mapping[str, Any], judged: int) -> str:
     if not flips["images"] and not judged:
         return "Not known: no image was judged by both."
     if not flips["images"]:
-        return (
-            f"No: label, flags and priority of all {_count(judged, 'image')} that both judged stay, and every status."
-        )
+        return f"No: label, flags and priority of all {count(judged, 'image')} that both judged stay, and every status."
     several = (
-        _count(flags, "flag"),
-        _count(len(flips["priority"]), "priority", "priorities"),
-        _count(len(flips["status"]), "status", "statuses"),
+        count(flags, "flag"),
+        count(len(flips["priority"]), "priority", "priorities"),
+        count(len(flips["status"]), "status", "statuses"),
     )
     words = [f"{len(flips['label']):,} of {judged:,} changed their label"]
     words.append(f"{several[0]}, {several[1]} and {several[2]} changed")
     if flips["severity"]:
-        words.append(f"{_count(len(flips['severity']), 'score')} appeared or vanished")
+        words.append(f"{count(len(flips['severity']), 'score')} appeared or vanished")
     return f"{'; '.join(words)}."
 
 
@@ -97,7 +95,7 @@ def _order(worklist: Mapping[str, Any]) -> Iterator[str]:
     if rho is None:
         yield f"No correlation is defined: {worklist['why']}."
     else:
-        start = f"{_count(moved, 'image')} changed place" if moved else "Yes, image by image"
+        start = f"{count(moved, 'image')} changed place" if moved else "Yes, image by image"
         yield f"{start}: Spearman's rho {correlation(rho)}, Kendall's tau-b {correlation(tau)}."
     if not moved:
         return
@@ -122,12 +120,12 @@ def _sizes(found: Mapping[str, Any]) -> str:
 def _right(found: Mapping[str, Any]) -> str:
     flips, right, p = found["flips"], found["right"], found["mcnemar_p"]
     total = sum(flips.values())
-    words = f"Of {_count(found['images'], 'labelled image')} A calls {right['a']:,} rightly, B {right['b']:,}."
+    words = f"Of {count(found['images'], 'labelled image')} A calls {right['a']:,} rightly, B {right['b']:,}."
     if not total:
         return words
     told = f"A is right in {flips['a_right']}, B in {flips['b_right']}, neither in {flips['both_wrong']}"
     test = "" if p is None else f" (McNemar's exact test: p = {p:.2g})"
-    return f"{words} Of the {_count(total, 'label flip')} {told}{test}."
+    return f"{words} Of the {count(total, 'label flip')} {told}{test}."
 
 
 def flips(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str, str]]:
@@ -185,7 +183,3 @@ def size(value: float) -> str:
     if value < 5e-8:
         return "0"
     return f"{value:.3f}" if value >= 0.1 else f"{float(f'{value:.2g}'):.7f}".rstrip("0")
-
-
-def _count(number: int, what: str, several: str | None = None) -> str:
-    return f"{number:,} {what if number == 1 else several or what + 's'}"

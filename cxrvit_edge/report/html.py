@@ -15,6 +15,7 @@ from string import Template
 
 from cxrvit_edge.bundle import Manifest, Selective
 from cxrvit_edge.findings import Finding
+from cxrvit_edge.plain_text import count
 from cxrvit_edge.report import thumbnails as pictures
 from cxrvit_edge.report.run import RESEARCH_USE, Run
 from cxrvit_edge.report.words import (
@@ -118,7 +119,7 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
         filters="".join(
             f'<label><input type="checkbox" value="{shown(p)}" checked> {_title(p)}</label> ' for p in order
         ),
-        caption=f"{_count(total, 'input')}, most urgent first. {end}" if total else "No input was found.",
+        caption=f"{count(total, 'input')}, most urgent first. {end}" if total else "No input was found.",
         many=' class="many"' if beyond else "",
         rows=_ROWS,
         end=end or ("Every input is listed." if total else ""),
@@ -142,7 +143,7 @@ def _figures(run: Run) -> Iterator[tuple[str, str]]:
     yield "Back end", shown(f"{run.backend} {run.backend_version}, {run.precision}")
     speed = f", {run.done / run.seconds:.1f} a second" if run.done and run.seconds > 0 else ""
     kept = f"; {run.resumed:,} kept from an earlier run" if run.resumed else ""
-    yield "This run", f"{_count(run.done, 'input')} in {_duration(run.seconds)}{speed}{kept}"
+    yield "This run", f"{count(run.done, 'input')} in {_duration(run.seconds)}{speed}{kept}"
     if run.stage_ms:
         yield "Mean per input", shown(", ".join(f"{stage} {ms:.1f}" for stage, ms in run.stage_ms.items()) + " ms")
 
@@ -273,7 +274,7 @@ def _undecided(sets: Selective, run: Run) -> str:
     return (
         f"<section><h2>Undecided</h2><p>A class is possible from a probability of {1 - sets.threshold:.2f} on. Where "
         f"not exactly one is, the network is undecided, and {then}. The limit was chosen on "
-        f"{_count(sets.images, 'validation image')} so that the true class is a possible one for "
+        f"{count(sets.images, 'validation image')} so that the true class is a possible one for "
         f"{100 * (1 - sets.alpha):g} % of films like those; at another hospital this does not hold.</p></section>\n"
     )
 
@@ -299,10 +300,6 @@ def _title(text: str) -> str:
 
 def _chip(priority: str) -> str:
     return f'<span class="chip">{_title(priority)}</span>'
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _date(text: str) -> str:
