@@ -13,6 +13,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def escaped(text: str) -> str:
+    """Text in which what cannot be seen (controls, direction marks, lone surrogates) is its Python escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def count(number: int, what: str, several: str | None = None) -> str:
     """1 image, 1,200 images; several: the plural where it is not `what` with an s."""
     return f"{number:,} {what if number == 1 else several or what + 's'}"

@@ -15,7 +15,7 @@ from string import Template
 
 from cxrvit_edge.bundle import Manifest, Selective
 from cxrvit_edge.findings import Finding
-from cxrvit_edge.plain_text import count
+from cxrvit_edge.plain_text import count, escaped
 from cxrvit_edge.report import thumbnails as pictures
 from cxrvit_edge.report.run import RESEARCH_USE, Run
 from cxrvit_edge.report.words import (
@@ -67,10 +67,7 @@ def write_report(
 
 def shown(text: object) -> str:
     """Text as HTML; what cannot be seen (controls, direction marks, lone surrogates) as its Python escape."""
-    raw = str(text)
-    if not raw.isprintable():
-        raw = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in raw)
-    return escape(raw)
+    return escape(escaped(str(text)))
 
 
 def breakable(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cxrvit_edge.bundle import Manifest
 from cxrvit_edge.errors import Reason
 from cxrvit_edge.findings import Finding
+from cxrvit_edge.plain_text import escaped
 
 ZONES = tuple(f"zone_image_{side}_{row}" for side in ("left", "right") for row in ("upper", "middle", "lower"))
 _NO_STUDY = frozenset({Reason.NOT_AN_IMAGE.value, Reason.IS_DIRECTORY.value})
@@ -99,9 +100,7 @@ def cell(text: str) -> str:
     """
     if text.startswith(_EXECUTED):
         text = f"'{text}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escaped(text)
 
 
 def _row(rank: int, finding: Finding, classes: Sequence[str]) -> Iterator[str | int]:
