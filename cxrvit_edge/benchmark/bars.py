@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cxrvit_edge.benchmark.axes import TEXT, Scale, bottom, box, digits, empty, line, number, svg, text
-from cxrvit_edge.benchmark.charts import style
+from cxrvit_edge.report.axes import TEXT, Scale, bottom, box, digits, empty, line, number, style, svg, text
 
 PARTS = ("#56B4E9", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#D55E00", "#999999", "#F0E442")
 HATCHES = (0, 45, -45, 0, 90, 45, 0, -45)  # degrees; 0: none

@@ -1,7 +1,6 @@
 """Charts of the benchmark page as SVG text: ROC curves, reliability, Bland-Altman, intervals.
 
-Lines differ by colour (Okabe and Ito's palette, told apart by the colour-blind) and by dash, so that they survive a
-print in black. Values that are None or not finite are left out; with nothing to draw, a paragraph says so.
+Values that are None or not finite are left out; with nothing to draw, a paragraph says so.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 
-from cxrvit_edge.benchmark.axes import (
+from cxrvit_edge.report.axes import (
     LINE,
     STRONG,
     TEXT,
@@ -23,13 +22,13 @@ from cxrvit_edge.benchmark.axes import (
     line,
     number,
     path,
+    style,
     svg,
     text,
     written,
 )
+from cxrvit_edge.report.html import shown
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4", "5 2 1 2 1 2", "3 5")
 ROC_POINTS, POINTS, FARTHEST = 200, 500, 50  # drawn at most: of a curve, of Bland-Altman, of these the outermost
 SCORES = (0.0, 6.0)  # least and most severity score
 _W = 350
@@ -53,9 +52,17 @@ class Agreement(NamedTuple):
     points: int
 
 
-def style(index: int) -> tuple[str, str]:
-    """Colour and dash of a candidate by its place in the report."""
-    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+def places(report: Mapping[str, Any]) -> dict[str, int]:
+    """Candidate -> index of its look, the same in all of the page."""
+    return {c["name"]: i for i, c in enumerate(report["candidates"])}
+
+
+def candidate(name: str, index: int) -> str:
+    """A candidate's name after the line that stands for it in the charts."""
+    colour, dash = style(index)
+    stroke = line(0, 5, 22, 5, stroke=colour, dash=dash, width=2)
+    key = f'<svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true">{stroke}</svg>'
+    return f'<span class="cand">{key}{shown(name)}</span>'
 
 
 def roc(curves: Sequence[Curve], title: str, styles: Sequence[int] | None = None) -> str:

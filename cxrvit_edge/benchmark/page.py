@@ -10,10 +10,10 @@ from typing import Any
 
 from cxrvit_edge.benchmark import page_accuracy, page_parity, page_speed
 from cxrvit_edge.benchmark.environment import BUSY
-from cxrvit_edge.benchmark.markup import bullets, figure, interval, listed, pairs, table
 from cxrvit_edge.benchmark.scenarios import FEW
 from cxrvit_edge.plain_text import count
 from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.markup import bullets, figure, interval, listed, pairs, table
 
 _HERE = Path(__file__).parent
 

@@ -7,23 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cxrvit_edge.benchmark import charts
-from cxrvit_edge.benchmark.markup import (
+from cxrvit_edge.benchmark.charts import candidate, places
+from cxrvit_edge.benchmark.page_selective import selective
+from cxrvit_edge.plain_text import count
+from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.markup import (
     UNDEFINED,
     bullets,
-    candidate,
     estimate,
     interval,
     name,
     pairs,
     picture,
     pictures,
-    places,
     table,
     undefined,
 )
-from cxrvit_edge.benchmark.page_selective import selective
-from cxrvit_edge.plain_text import count
-from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.words import REASONS
 
 KINDS = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cxrvit_edge.benchmark.markup import UNDEFINED, chip, figure, listed, table
 from cxrvit_edge.plain_text import count
 from cxrvit_edge.report.changes import changed
 from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.markup import UNDEFINED, chip, figure, listed, table
 
 LISTED = 200  # images judged otherwise, of a variant
 HASH = 12  # digits shown

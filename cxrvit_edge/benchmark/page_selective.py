@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cxrvit_edge.benchmark.markup import candidate, estimate, name, table
+from cxrvit_edge.benchmark.charts import candidate
 from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.markup import estimate, name, table
 from cxrvit_edge.selective import GUARANTEE
 
 Blocks = Mapping[str, Mapping[str, Any]]

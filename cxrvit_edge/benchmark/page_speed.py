@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cxrvit_edge.benchmark import bars
-from cxrvit_edge.benchmark.markup import candidate, chip, column, picture, pictures, places, table
+from cxrvit_edge.benchmark.charts import candidate, places
 from cxrvit_edge.benchmark.scenarios import FEW
 from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.markup import chip, column, picture, pictures, table
 
 MARKS = {"median": "p50_ms", "p90": "p90_ms", "p99": "p99_ms"}
 

@@ -8,11 +8,11 @@ from string import Template
 from typing import Any, NamedTuple
 
 import cxrvit_edge.benchmark.page as benchmark_page
-from cxrvit_edge.benchmark.markup import bullets, pairs, table
 from cxrvit_edge.bundle import PriorityTable
 from cxrvit_edge.compare import words
 from cxrvit_edge.compare.ranks import ranks
 from cxrvit_edge.report.html import breakable, severity_scale, shown, uri
+from cxrvit_edge.report.markup import bullets, pairs, table
 
 FLIPS = 200  # rows of the table of flips
 ZONES = ("upper", "middle", "lower")

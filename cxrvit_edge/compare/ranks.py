@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from cxrvit_edge.benchmark.axes import STRONG, TEXT, Scale, bottom, empty, left, line, number, svg, text
-from cxrvit_edge.benchmark.charts import COLOURS
+from cxrvit_edge.report.axes import COLOURS, STRONG, TEXT, Scale, bottom, empty, left, line, number, svg, text
 
 _W, _H = 470, 440
 

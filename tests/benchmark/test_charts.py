@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrvit_edge.benchmark import bars, charts
-from cxrvit_edge.benchmark.axes import Scale, log_ticks, ticks, written
+from cxrvit_edge.report.axes import Scale, log_ticks, ticks, written
 
 numbers = st.floats(-1e6, 1e6)
 shares = st.floats(0, 1)

@@ -15,6 +15,7 @@ from report_builder import CANDIDATES, CLASSES, build
 
 from cxrvit_edge.benchmark import charts, page, page_parity
 from cxrvit_edge.benchmark.page import render
+from cxrvit_edge.report import axes
 from cxrvit_edge.selective import GUARANTEE
 
 VOID = {"meta", "link", "br"}
@@ -261,9 +262,9 @@ def test_a_candidate_that_failed_midway_keeps_the_looks_of_the_others() -> None:
         del where[CANDIDATES[0]]
     text = render(report)
     Page(text)
-    second = text.index(charts.style(1)[0])
+    second = text.index(axes.style(1)[0])
     assert CANDIDATES[1] in text[second : second + 200]
-    assert f'stroke="{charts.style(0)[0]}" stroke-width="2"' not in text
+    assert f'stroke="{axes.style(0)[0]}" stroke-width="2"' not in text
 
 
 def test_problems_and_the_box_are_named(report: dict[str, Any], shown: Page) -> None:

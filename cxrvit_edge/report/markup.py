@@ -1,4 +1,4 @@
-"""Numbers, cells and tables of the benchmark page."""
+"""Numbers, cells, tables and figures of the pages that are made to be printed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cxrvit_edge.benchmark.axes import digits, line
-from cxrvit_edge.benchmark.charts import style
+from cxrvit_edge.report.axes import digits
 from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.words import CLASS_NAMES
 
@@ -55,19 +54,6 @@ def name(code: str) -> str:
 
 def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
-
-
-def places(report: Mapping[str, Any]) -> dict[str, int]:
-    """Candidate -> index of its look, the same in all of the page."""
-    return {c["name"]: i for i, c in enumerate(report["candidates"])}
-
-
-def candidate(text: str, index: int) -> str:
-    """A candidate's name after the line that stands for it in the charts."""
-    colour, dash = style(index)
-    stroke = line(0, 5, 22, 5, stroke=colour, dash=dash, width=2)
-    key = f'<svg class="key" viewBox="0 0 22 10" width="22" height="10" aria-hidden="true">{stroke}</svg>'
-    return f'<span class="cand">{key}{shown(text)}</span>'
 
 
 def chip(words: str, good: bool | None) -> str:

@@ -1,4 +1,8 @@
-"""Scales, ticks and frames of the charts: plain SVG text, numbers with one decimal."""
+"""Scales, ticks, frames and colours of the charts of every page: plain SVG text, numbers with one decimal.
+
+Lines differ by colour (Okabe and Ito's palette, told apart by the colour-blind) and by dash, so that they survive a
+print in black.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,15 @@ from dataclasses import dataclass
 from cxrvit_edge.report.html import shown
 
 TEXT, DIM, LINE, STRONG = "#1a1f24", "#56616b", "#e2e6e9", "#8d98a1"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "12 4", "5 2 1 2 1 2", "3 5")
 SIZE = 11  # px of text
 _MOST_DIGITS = 9  # of a tick; a span that needs more is taken for none
+
+
+def style(index: int) -> tuple[str, str]:
+    """Colour and dash of what has this place on the page."""
+    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
