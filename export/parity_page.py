@@ -9,11 +9,12 @@ from typing import Any
 
 from cxrvit_edge.report.changes import changed
 from cxrvit_edge.report.html import shown
+from cxrvit_edge.report.page import page
 from cxrvit_edge.report.run import RESEARCH_USE
 from cxrvit_edge.report.words import CAVEAT, CLASS_NAMES
 
 SPLITS = {"val": "Validation", "test": "Test", "both": "Both"}
-_TEMPLATE = Path(__file__).with_name("parity_page.html")
+_HERE = Path(__file__).parent
 
 
 def render(
@@ -29,14 +30,17 @@ def render(
     calibration: variant -> its record in the manifest. Images are named by SHA-256 alone.
     """
     held = {name: r for name, r in records.items() if "splits" in r}
-    return Template(_TEMPLATE.read_text("utf-8")).substitute(
-        name=shown(bundle_name),
+    name = shown(bundle_name)
+    body = Template((_HERE / "parity_page.html").read_text("utf-8")).substitute(
+        name=name,
         weights=shown(weights_sha256),
         research_use=shown(RESEARCH_USE),
         caveat=shown(caveat),
         rows="".join(_row(name, r) for name, r in held.items()),
         sections="".join(_section(name, r, (calibration or {}).get(name)) for name, r in held.items()),
     )
+    style = (_HERE / "parity_page.css").read_text("utf-8")
+    return page(f"Parity of bundle {name}", style, body)
 
 
 def _row(name: str, record: Mapping[str, Any]) -> str:

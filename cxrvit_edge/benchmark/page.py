@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -14,6 +13,7 @@ from cxrvit_edge.benchmark.scenarios import FEW
 from cxrvit_edge.plain_text import count
 from cxrvit_edge.report.html import shown
 from cxrvit_edge.report.markup import bullets, figure, interval, listed, pairs, table
+from cxrvit_edge.report.page import date, page, printed_style
 
 _HERE = Path(__file__).parent
 
@@ -25,10 +25,10 @@ def render(report: Mapping[str, Any]) -> str:
     1.5 MB. Images are named by SHA-256 alone.
     """
     bundle = report["bundle"]
-    return Template((_HERE / "page.html").read_text("utf-8")).substitute(
-        style=(_HERE / "page.css").read_text("utf-8"),
-        name=shown(bundle["name"]),
-        date=shown(date(report["created"])),
+    name, created = shown(bundle["name"]), shown(date(report["created"]))
+    body = Template((_HERE / "page.html").read_text("utf-8")).substitute(
+        name=name,
+        date=created,
         tool=shown(f"{report['tool']['name']} {report['tool']['version']}"),
         box=shown(report["environment"]["box"]["processor"]),
         research_use=shown(report["research_use"]),
@@ -41,15 +41,7 @@ def render(report: Mapping[str, Any]) -> str:
         parity=page_parity.parity(report),
         environment=_environment(report),
     )
-
-
-def date(iso: str) -> str:
-    """2026-11-23T11:06:42Z as 2026-11-23 11:06 UTC; the text as it is if it is no such time."""
-    try:
-        at = datetime.fromisoformat(iso.replace("Z", "+00:00"))
-    except ValueError:
-        return iso
-    return f"{at:%Y-%m-%d %H:%M} UTC" if iso.endswith("Z") else f"{at:%Y-%m-%d %H:%M %Z}".strip()
+    return page(f"Benchmark of bundle {name}, {created}", printed_style(), body)
 
 
 def _fastest(report: Mapping[str, Any]) -> str | None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-import cxrvit_edge.benchmark.page as benchmark_page
 from cxrvit_edge.bundle import PriorityTable
 from cxrvit_edge.compare import words
 from cxrvit_edge.compare.ranks import ranks
 from cxrvit_edge.report.html import breakable, severity_scale, shown, uri
 from cxrvit_edge.report.markup import bullets, pairs, table
+from cxrvit_edge.report.page import date, page, printed_style
 
 FLIPS = 200  # rows of the table of flips
 ZONES = ("upper", "middle", "lower")
@@ -29,15 +29,16 @@ class Picture(NamedTuple):
 
 def render(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture]) -> str:
     """HTML of a report of `compare`. pictures: by side (a or b) and SHA-256; an absent one is said to be absent."""
-    style = (Path(benchmark_page.__file__).parent / "page.css").read_text("utf-8")
     own = Template((_HERE / "page.css").read_text("utf-8")).substitute(scale=severity_scale())
-    return Template((_HERE / "page.html").read_text("utf-8")).substitute(
-        style=style + own,
-        date=shown(benchmark_page.date(report["created"])),
+    a, b = (shown(report[letter]["name"]) for letter in "ab")
+    created = shown(date(report["created"]))
+    body = Template((_HERE / "page.html").read_text("utf-8")).substitute(
+        a=a,
+        b=b,
+        date=created,
         tool=shown(f"{report['tool']['name']} {report['tool']['version']}"),
         research_use=shown(report["research_use"]),
         caveat=shown(report["caveat"]),
-        **{letter: shown(report[letter]["name"]) for letter in "ab"},
         sides=f'<div class="sides">{pairs((x.upper(), _side(report[x])) for x in "ab")}</div>',
         headline="".join(f"<div><dd>{value}</dd><dt>{shown(name)}</dt></div>" for name, value in _headline(report)),
         summary=pairs((shown(question), shown(said)) for question, said in words.sentences(report)),
@@ -47,6 +48,7 @@ def render(report: Mapping[str, Any], pictures: Mapping[tuple[str, str], Picture
         figures=_figures(report),
         largest=_largest(report, pictures),
     )
+    return page(f"Comparison of {a} and {b}, {created}", printed_style() + own, body)
 
 
 def _side(side: Mapping[str, Any]) -> str:

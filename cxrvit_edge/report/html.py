@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from cxrvit_edge.bundle import Manifest, Selective
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.plain_text import count, escaped
 from cxrvit_edge.report import thumbnails as pictures
+from cxrvit_edge.report.page import date, page
 from cxrvit_edge.report.run import RESEARCH_USE, Run
 from cxrvit_edge.report.words import (
     CAVEAT,
@@ -92,14 +91,12 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
     if left_out:
         end += f" {left_out:,} rows more, less urgent than these, are in worklist.csv alone."
     points = run.rule.points(manifest)
-    script = (_HERE / "report.js").read_text("utf-8")
-    return Template((_HERE / "template.html").read_text("utf-8")).substitute(
-        date=shown(_date(run.started)),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        script=script,
-        style=Template((_HERE / "report.css").read_text("utf-8")).substitute(
-            scale=severity_scale(), points=_marks(manifest, run)
-        ),
+    started = shown(date(run.started))
+    style = Template((_HERE / "report.css").read_text("utf-8")).substitute(
+        scale=severity_scale(), points=_marks(manifest, run)
+    )
+    body = Template((_HERE / "report.html").read_text("utf-8")).substitute(
+        date=started,
         research_use=shown(RESEARCH_USE),
         caveat=shown(manifest.raw.get("caveat") or CAVEAT),
         counts=_counts(total, order, priorities, statuses),
@@ -121,6 +118,8 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
         rows=_ROWS,
         end=end or ("Every input is listed." if total else ""),
     )
+    script = (_HERE / "report.js").read_text("utf-8")
+    return page(f"Chest radiograph worklist, {started}", style, body, scheme="light dark", script=script)
 
 
 def _counts(total: int, order: Sequence[str], priorities: Counter[str], statuses: Counter[str]) -> str:
@@ -297,14 +296,6 @@ def _title(text: str) -> str:
 
 def _chip(priority: str) -> str:
     return f'<span class="chip">{_title(priority)}</span>'
-
-
-def _date(text: str) -> str:
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 reads no Z
-    except ValueError:
-        return text
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _duration(seconds: float) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from report_builder import CANDIDATES, CLASSES, build
 
-from cxrvit_edge.benchmark import charts, page, page_parity
+from cxrvit_edge.benchmark import charts, page_parity
 from cxrvit_edge.benchmark.page import render
 from cxrvit_edge.report import axes
+from cxrvit_edge.report.page import date
 from cxrvit_edge.selective import GUARANTEE
 
 VOID = {"meta", "link", "br"}
@@ -315,8 +316,8 @@ def test_the_page_of_many_images_stays_small() -> None:
 
 
 def test_dates_are_told_plainly() -> None:
-    assert page.date("2026-11-23T11:06:42Z") == "2026-11-23 11:06 UTC"
-    assert page.date("some day") == "some day"
+    assert date("2026-11-23T11:06:42Z") == "2026-11-23 11:06 UTC"
+    assert date("some day") == "some day"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
