@@ -180,3 +180,14 @@ def test_a_path_out_of_the_folder_is_not_written(folder: Folder, tmp_path: Path)
     with pytest.raises(UsageError, match=r"\.\./beside\.jpg: lies outside the data's folder"):
         pack(folder.write(), tmp_path / "new" / "small", say=quiet)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_real_data_fits_under_the_limit(shared_data: Path, tmp_path: Path) -> None:
+    packed = pack(shared_data, tmp_path / "small.zip", say=quiet)
+    before = learned(shared_data)
+    assert packed.images == len(before) > 700 and packed.size < 50_000_000
+    assert packed.masks >= sum(r.lungs is not None for r in before.values())
+    with zipfile.ZipFile(tmp_path / "small.zip") as archive:
+        archive.extractall(tmp_path / "small")
+    assert {key(r, tmp_path / "small") for r in open_records([tmp_path / "small"])} == before.keys()
