@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import html_page
 import pytest
+from html_page import browsed, needs_browser
 from report_builder import CANDIDATES, CLASSES, build
 
 from cxrvit_edge.benchmark import charts, page_parity
@@ -19,57 +17,9 @@ from cxrvit_edge.report import axes
 from cxrvit_edge.report.page import date
 from cxrvit_edge.selective import GUARANTEE
 
-VOID = {"meta", "link", "br"}
-EMPTY_SVG = {"path", "rect", "circle"}
 
-
-class Page(HTMLParser):
-    """Text, cells by row and the text of each part; fails on a tag that is closed out of turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.values: list[tuple[str, str, str]] = []
-        self.rows: list[list[str]] = []
-        self.parts: dict[str, str] = {}
-        self.ids: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.values += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-        elif tag in ("br", "small") and "tr" in self.open and self.rows[-1]:
-            self.rows[-1][-1] += " "
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in EMPTY_SVG
-        self.tags[tag] += 1
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] == ["style"]:
-            return
-        part = self.ids[-1] if "section" in self.open else "head"
-        self.parts[part] = self.parts.get(part, "") + data
-        if "tr" in self.open and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-    @property
-    def text(self) -> str:
-        return "".join(self.parts.values())
+class Page(html_page.Page):
+    apart = ("br", "small")
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +34,18 @@ def shown(report: dict[str, Any]) -> Page:
 
 def test_it_loads_nothing_and_runs_nothing(shown: Page) -> None:
     assert not {"script", "img", "iframe", "object", "form", "video", "use", "image"} & set(shown.tags)
-    for tag, name, value in shown.values:
+    for tag, name, value in shown.attributes:
         assert not name.startswith("on")
         if name in ("href", "src"):
             assert value.startswith("#") or (tag, value) == ("link", "data:,")
         assert "http:" not in value and "https:" not in value and "url(" not in value
-    policy = [v for tag, name, v in shown.values if tag == "meta" and v.startswith("default-src")]
+    policy = [v for tag, name, v in shown.attributes if tag == "meta" and v.startswith("default-src")]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert not re.search(r"url\(|@import", render(build()))
 
 
 def test_links_lead_somewhere(shown: Page) -> None:
-    links = {v for tag, name, v in shown.values if tag == "a" and name == "href"}
+    links = {v for tag, name, v in shown.attributes if tag == "a" and name == "href"}
     assert links == {f"#{part}" for part in shown.ids}
     assert len(set(shown.ids)) == len(shown.ids)
 
@@ -320,18 +270,7 @@ def test_dates_are_told_plainly() -> None:
     assert date("some day") == "some day"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_draws_and_prints_it(report: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(render(report), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'} --window-size=800,600"
-    done = subprocess.run(
-        ["chromium", *flags.split(), f"--print-to-pdf={tmp_path / 'page.pdf'}", str(tmp_path / "page.html")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Refused to" not in done.stderr
+    browsed(tmp_path, render(report), "--window-size=800,600", f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

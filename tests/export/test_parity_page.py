@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page, browsed, needs_browser
 from small_bundle import Exported
 
 from cxrvit_edge import parity_auc
@@ -24,43 +21,7 @@ from export.parity import BOUNDS, Observation, compare, observe, require
 from export.parity_page import render
 from train.data import manifest
 
-VOID = {"meta", "link", "br", "wbr"}
 NAME = "<ward> & 'night'"
-
-
-class Page(HTMLParser):
-    """Cell texts by row, and text; fails on a tag that is closed out of turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.values: list[tuple[str, str, str]] = []
-        self.rows: list[list[str]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.values += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-            if "tr" in self.open and self.rows[-1]:
-                self.rows[-1][-1] += data
 
 
 def numbers(value: Any) -> list[float]:
@@ -116,14 +77,14 @@ def html(records: dict[str, dict[str, Any]], **more: Any) -> str:
 def test_it_loads_nothing_and_runs_nothing(page: Page) -> None:
     assert not {"script", "img", "iframe", "object", "form", "video"} & set(page.tags)
     assert page.tags["table"] >= 7
-    for tag, name, value in page.values:
+    for tag, name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("href", "src"):
             assert value.startswith(("#", "data:")), (tag, value)
-    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.values
-    ids = [value for _, name, value in page.values if name == "id"]
+    assert ("meta", "content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+    ids = [value for _, name, value in page.attributes if name == "id"]
     assert ids == ["fp16", "int8", "odd"]
-    assert [value for tag, name, value in page.values if (tag, name) == ("a", "href")] == [f"#{i}" for i in ids]
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")] == [f"#{i}" for i in ids]
 
 
 def test_what_must_be_said_is_said(page: Page) -> None:
@@ -190,18 +151,6 @@ def test_a_record_of_another_form_is_left_out(records: dict[str, dict[str, Any]]
     assert [row[0] for row in Page(text).rows[1:2]] == ["fp16"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_draws_it(records: dict[str, dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(html(records), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    flags += f" --disable-component-update --disable-sync --user-data-dir={tmp_path / 'profile'} --window-size=800,600"
-    done = subprocess.run(
-        ["chromium", *flags.split(), "--dump-dom", str(tmp_path / "page.html")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("<section") == 3
-    assert "Refused to" not in done.stderr
+    assert browsed(tmp_path, html(records), "--window-size=800,600", "--dump-dom").count("<section") == 3

@@ -8,12 +8,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Page
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,6 @@ from cxrvit_edge.report.html import PICTURED, shown, write_report
 from cxrvit_edge.report.run import RESEARCH_USE, Run
 from cxrvit_edge.report.words import CAVEAT, REASONS
 
-VOID = {"meta", "link", "img", "input", "br", "wbr", "col"}
 MANIFEST = Manifest(
     name="fake",
     classes=("normal", "other_infection", "covid19"),
@@ -72,46 +71,6 @@ def refused(reason: Reason, **changes: Any) -> Finding:
     return Finding("b.dcm", reason.status, reason={"code": reason.value, "message": "what next"}, **changes)
 
 
-class Page(HTMLParser):
-    """Rows as lists of cell texts; fails on a tag that is closed out of turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.rows: list[list[str]] = []
-        self.images: list[list[str]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        assert len({name for name, _ in attrs}) == len(attrs)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr" and "tbody" in self.open:
-            self.rows.append([])
-            self.images.append([])
-        elif tag in ("td", "th") and "tbody" in self.open:
-            self.rows[-1].append("")
-        elif tag == "img":
-            self.images[-1].append(dict(attrs).get("src") or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> inside {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.text += data
-        if "tr" in self.open and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-
-
 def report(folder: Path, findings: list[Finding], manifest: Manifest = MANIFEST, run: Run = RUN) -> str:
     write_report(folder / "report.html", findings, run, manifest, folder / "thumbnails")
     return (folder / "report.html").read_text("utf-8")
@@ -130,18 +89,18 @@ def test_every_finding_has_its_row_in_the_order_given(tmp_path: Path) -> None:
     findings = [replace(OK, file=f"{i}.png") for i in range(4)]
     findings += [refused(Reason.LATERAL_VIEW), refused(Reason.TRUNCATED), replace(OK, severity=Severity())]
     page = Page(report(tmp_path, findings))
-    assert [row[0] for row in page.rows] == [str(i + 1) for i in range(7)]
-    assert [row[3] for row in page.rows] == ["0.png", "1.png", "2.png", "3.png", "b.dcm", "b.dcm", "ward 1/a.png"]
-    assert page.rows[4][5] == f"Rejected: {REASONS['lateral_view']}what next"
-    assert page.rows[5][5] == f"Failed: {REASONS['truncated']}what next"
-    assert "Not measured" in page.rows[6][6]
+    assert [row[0] for row in page.body] == [str(i + 1) for i in range(7)]
+    assert [row[3] for row in page.body] == ["0.png", "1.png", "2.png", "3.png", "b.dcm", "b.dcm", "ward 1/a.png"]
+    assert page.body[4][5] == f"Rejected: {REASONS['lateral_view']}what next"
+    assert page.body[5][5] == f"Failed: {REASONS['truncated']}what next"
+    assert "Not measured" in page.body[6][6]
     assert "Images are shown for the first" not in page.text
 
 
 def test_a_judged_row_says_all_of_it(tmp_path: Path) -> None:
     finding = replace(OK, warnings=("turned upright", "first of 3 frames"))
     text = report(tmp_path, [finding])
-    rank, priority, _, file, view, find, score, zones = Page(text).rows[0]
+    rank, priority, _, file, view, find, score, zones = Page(text).body[0]
     assert (rank, priority, view, score) == ("1", "Urgent", "PA", "3.2")
     assert file == "ward 1/a.pngWarning: turned uprightWarning: first of 3 frames"
     assert find == "COVID-19Normal0.12Other infection0.25COVID-190.62flagged"
@@ -152,7 +111,7 @@ def test_a_judged_row_says_all_of_it(tmp_path: Path) -> None:
 
 def test_a_flag_is_shown_where_the_label_says_normal(tmp_path: Path) -> None:
     finding = replace(OK, label="normal", flags={"normal": True, "other_infection": True, "covid19": False})
-    row = Page(report(tmp_path, [finding])).rows[0]
+    row = Page(report(tmp_path, [finding])).body[0]
     assert row[5] == "NormalNormal0.12Other infection0.25flaggedCOVID-190.62"  # a flagged normal raises nothing
 
 
@@ -179,9 +138,9 @@ def test_an_undecided_network_says_between_what(
 ) -> None:
     finding = replace(OK, prediction_set=possible)
     bars = "Normal0.12Other infection0.25COVID-190.62flagged"
-    assert Page(report(tmp_path, [finding], SETS)).rows[0][5] == f"COVID-19{says}{bars}"
+    assert Page(report(tmp_path, [finding], SETS)).body[0][5] == f"COVID-19{says}{bars}"
     monkeypatch.setattr(html, "PICTURED", 0)
-    assert Page(report(tmp_path, [finding], SETS)).rows[0][5].startswith(f"COVID-19{says}Normal 0.12, ")
+    assert Page(report(tmp_path, [finding], SETS)).body[0][5].startswith(f"COVID-19{says}Normal 0.12, ")
 
 
 @pytest.mark.parametrize("rule", [Rule(80), Rule(95), Rule(95, True)])
@@ -232,7 +191,7 @@ def test_the_bundle_s_own_caveat_is_preferred(tmp_path: Path) -> None:
 def test_the_limit_of_images_is_said(tmp_path: Path, count: int) -> None:
     picture(tmp_path, OK.sha256 or "", judged=True)
     page = Page(report(tmp_path, [OK] * count))
-    assert len(page.rows) == count
+    assert len(page.body) == count
     assert [len(images) for images in page.images] == [2] * min(count, PICTURED) + [0] * max(0, count - PICTURED)
     beyond = f"{count - PICTURED:,} further rows are text only."
     said = f"Images are shown for the first {PICTURED} rows; {beyond}"
@@ -250,7 +209,7 @@ def test_rows_beyond_the_listed_are_counted_and_said(tmp_path: Path, monkeypatch
 
 def test_rows_without_image_say_the_same_in_text(tmp_path: Path) -> None:
     page = Page(report(tmp_path, [replace(OK, warnings=("mended",))] * (PICTURED + 1)))
-    row = page.rows[-1]
+    row = page.body[-1]
     assert row[1:5] == ["Urgent", "", "ward 1/a.pngWarning: mended", "PA"]
     assert row[5] == "COVID-19Normal 0.12, Other infection 0.25, COVID-19 0.62 (flagged)"
     assert row[6:] == ["3.2", "0.1 0.2" + "0.3 0.6" + "1.0 1.0"]
@@ -265,7 +224,7 @@ def test_images_are_the_saved_files(tmp_path: Path) -> None:
     folder = tmp_path / "thumbnails"
     names = [["aa.jpg", "aa.overlay.png"], ["bb.jpg"], []]
     assert saved == [[(folder / name).read_bytes() for name in row] for row in names]
-    assert page.rows[2][2] == "no image"
+    assert page.body[2][2] == "no image"
 
 
 def test_a_broken_picture_is_left_out(tmp_path: Path) -> None:
@@ -278,7 +237,7 @@ def test_a_broken_picture_is_left_out(tmp_path: Path) -> None:
     (folder / "cc.jpg").write_bytes((folder / "dd.jpg").read_bytes())  # the overlay is of another size now
     page = Page(report(tmp_path, [replace(OK, sha256=key) for key in ("aa", "bb", "cc")]))
     assert [len(images) for images in page.images] == [0, 1, 1]
-    assert page.rows[0][2] == "no image"
+    assert page.body[0][2] == "no image"
 
 
 @pytest.mark.parametrize("key", ["../secret", "/etc/passwd", "a\0b", "", None, "..", "é"])
@@ -318,7 +277,7 @@ def test_text_of_others_stays_text(tmp_path_factory: pytest.TempPathFactory, fil
     same = {"script", "style", "img", "a", "link", "meta", "iframe", "tr", "td", "table"}
     assert {tag: n for tag, n in page.tags.items() if tag in same} == {t: n for t, n in plain.tags.items() if t in same}
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in file)
-    assert page.rows[0][3].startswith(visible)
+    assert page.body[0][3].startswith(visible)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
 
 
