@@ -1,4 +1,8 @@
-"""`python -m export.card`: the figures of MODEL_CARD.md, from the bundle's own manifest, between its two markers."""
+"""`python -m export.card`: the figures of MODEL_CARD.md between its two markers, and its plots in docs/model_card.
+
+From the bundle's own manifest and, where they are committed, benchmarks/results/crossval_edge.json,
+crossval_by_source.json and those of what edge was held against (`python -m benchmarks crossval`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,16 @@ from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.metrics import RATES
 from cxrvit_edge.selective import GUARANTEE
+from export import card_plots
+from export.card_crossval import RESULTS, blocks
+from export.card_words import number, row, said
 
 BEGIN, END = "<!-- figures: python -m export.card -->", "<!-- /figures -->"
+
+
+def generated(bundle: Bundle, results: Path = RESULTS) -> str:
+    """All that stands between the markers; what is not committed in `results` is left out."""
+    return "\n\n".join(part for part in (figures(bundle), *blocks(results), card_plots.block(results)) if part)
 
 
 def figures(bundle: Bundle) -> str:
@@ -74,12 +86,12 @@ def _split(title: str, e: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
         "",
         "| AUC, one against the rest | value | 95 % interval |",
         "| --- | --- | --- |",
-        *(f"| {name} | {_row(v)} |" for name, v in e["auc"].items()),
+        *(f"| {name} | {row(v)} |" for name, v in e["auc"].items()),
         "",
         "| AUC inside one source (images of each class) | value | 95 % interval |",
         "| --- | --- | --- |",
         *(
-            f"| {name} ({v['images'][0]} and {v['images'][1]}) | {_row(v)} |"
+            f"| {name} ({v['images'][0]} and {v['images'][1]}) | {row(v)} |"
             for name, v in e["auc_within_source"].items()
         ),
         "",
@@ -96,7 +108,7 @@ def _split(title: str, e: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
         "",
         "| Lung Dice by mask convention | images | value | 95 % interval |",
         "| --- | --- | --- | --- |",
-        *(f"| {kind} | {v['images']} | {_row(v)} |" for kind, v in e["lung_dice"].items()),
+        *(f"| {kind} | {v['images']} | {row(v)} |" for kind, v in e["lung_dice"].items()),
     ]
     if "refused_by_guard" in e:
         lines += ["", f"Turned away by the input guard: {e['refused_by_guard']} of {e['images']}."]
@@ -108,7 +120,7 @@ def _rates(title: str, found: Mapping[str, Any], points: Mapping[str, float]) ->
         f"| {title} | threshold | sensitivity | specificity | accuracy |",
         "| --- | --- | --- | --- | --- |",
         *(
-            f"| {name} | {points[name]:.3f} | {' | '.join(_number(v[rate]) for rate in RATES)} |"
+            f"| {name} | {points[name]:.3f} | {' | '.join(number(v[rate]) for rate in RATES)} |"
             for name, v in found.items()
         ),
         "",
@@ -124,28 +136,14 @@ def _selective(e: Mapping[str, Any]) -> list[str]:
             f"{100 * (1 - e['alpha']):g} % | images | coverage | 95 % interval | sets of one class | 95 % interval |"
         ),
         "| --- | --- | --- | --- | --- | --- |",
-        *(f"| {name} | {v['images']} | {_row(v['coverage'])} | {_row(v['single'])} |" for name, v in shares),
+        *(f"| {name} | {v['images']} | {row(v['coverage'])} | {row(v['single'])} |" for name, v in shares),
         "",
         (
-            f"The label is right on {_said(e['accuracy'])} of all, on {_said(e['accuracy_single'])} of those with a "
-            f"set of one class; area under the curve of risk and coverage {_said(e['aurc'])}. {GUARANTEE}"
+            f"The label is right on {said(e['accuracy'])} of all, on {said(e['accuracy_single'])} of those with a "
+            f"set of one class; area under the curve of risk and coverage {said(e['aurc'])}. {GUARANTEE}"
         ),
         "",
     ]
-
-
-def _said(v: Mapping[str, Any]) -> str:
-    return _number(v["value"]) if v["low"] is None else f"{v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
-
-
-def _row(v: Mapping[str, Any]) -> str:
-    if v["low"] is None:
-        return f"{_number(v['value'])} | not defined"
-    return f"{_number(v['value'])} | {v['low']:.3f} to {v['high']:.3f}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "not defined" if value is None else f"{value:.{digits}f}"
 
 
 def _severity(name: str, v: Mapping[str, Any]) -> str:
@@ -153,18 +151,22 @@ def _severity(name: str, v: Mapping[str, Any]) -> str:
         return f"| {name} | 0 | not measured | | | | | |"
     i = v["mse_interval"]
     interval = "not defined" if i["low"] is None else f"{i['low']:.2f} to {i['high']:.2f}"
-    rest = " | ".join(_number(v[name], 2) for name in ("mse_constant", "mae", "cc", "r2"))
+    rest = " | ".join(number(v[name], 2) for name in ("mse_constant", "mae", "cc", "r2"))
     return f"| {name} | {v['images']} | {v['mse']:.2f} | {interval} | {rest} |"
 
 
-def update(card: Path, bundle: Bundle) -> bool:
-    """Put the figures into the card; True if it changed. UsageError if the markers are gone."""
+def update(card: Path, bundle: Bundle, results: Path = RESULTS) -> bool:
+    """Put the figures into the card and its plots beside it; True if its text changed.
+
+    UsageError if the markers are gone.
+    """
     text = card.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise UsageError(f"{card}: the lines {BEGIN!r} and {END!r} must mark where the figures go")
     head, rest = text.split(BEGIN, 1)
     tail = rest.split(END, 1)[1]
-    new = f"{head}{BEGIN}\n\n{figures(bundle)}\n\n{END}{tail}"
+    new = f"{head}{BEGIN}\n\n{generated(bundle, results)}\n\n{END}{tail}"
+    card_plots.write(card.parent, results)
     card.write_text(new, encoding="utf-8")
     return new != text
 
