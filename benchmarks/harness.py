@@ -27,18 +27,6 @@ LOOK = 0.1  # seconds between two looks at memory
 REST = 0.05  # seconds between two blocks: threads of the last that still spin would take from the next
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Least seconds of each over rounds in turn, after one that does not count."""
-    best = dict.fromkeys(runs, float("inf"))
-    for i in range(rounds + 1):
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            if i:
-                best[name] = min(best[name], perf_counter() - start)
-    return best
-
-
 def in_turn(
     runs: Mapping[str, Callable[[], float]], rounds: int, failed: Callable[[str, Exception], None]
 ) -> dict[str, list[float]]:

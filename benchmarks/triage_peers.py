@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import interleaved
 from benchmarks.peer_network import OpenVino, pixels
 from benchmarks.triage_common import Options, absent, dicoms, jpegs, row, told
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
+from cxrvit_edge.runtime.measure import interleaved
 from cxrvit_edge.runtime.select import BACKENDS, Sessions, open_sessions
 from cxrvit_edge.triage import Triage
 
@@ -47,7 +47,7 @@ def torch_loop(options: Options) -> list[dict[str, Any]]:
             runs: dict[str, Callable[[], object]] = {"torch": lambda paths=films.paths: loop.run(paths)}  # type: ignore[misc]
             for name in ours if kind == "JPEG" else ("auto",):
                 runs[name] = written(Triage(bundle, ours[name]), films.paths, work / "out")
-            best = interleaved(runs, rounds)
+            best = interleaved(runs, rounds=(rounds, rounds))
         for name in list(runs)[1:]:
             chosen = f"{ours[name].backend} {ours[name].precision}"
             note = (
@@ -92,7 +92,7 @@ class TorchLoop:
                 failed += f"; {name} failed ({type(error).__name__})"
                 continue
             runs[name] = lambda network=network, layout=layout: self.infer(batch, network, layout)  # type: ignore[misc]
-        times = interleaved(runs, 2)
+        times = interleaved(runs, rounds=(2, 2))
         fastest = min(times, key=lambda name: times[name])
         self._network, self._layout = ways[fastest]
         each = ", ".join(f"{name} {seconds / BATCH * 1e3:.0f}" for name, seconds in times.items())
@@ -135,7 +135,7 @@ def openvino(options: Options) -> list[dict[str, Any]]:
         films = jpegs(n, work)
         both = {**ours, **theirs}
         runs = {name: written(Triage(bundle, both[name]), films.paths, work / "out") for name in both}
-        best = interleaved(runs, rounds)
+        best = interleaved(runs, rounds=(rounds, rounds))
     rows = []
     fastest = min(PRECISIONS, key=lambda precision: best[precision])
     for name, sessions in ours.items():

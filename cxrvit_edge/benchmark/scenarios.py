@@ -42,7 +42,7 @@ class Timed:
     error: str | None = None
 
 
-def interleaved(
+def in_blocks(
     steps: Mapping[str, Callable[[int], object]],
     *,
     seconds: float,
@@ -118,14 +118,14 @@ def measure(
     """
     on_gpu = {c.name: c.on_gpu for c in contenders}
     common: dict[str, Any] = {"seconds": seconds, "clock": clock, "rest": rest}
-    single = interleaved(
+    single = in_blocks(
         {c.name: _single(c, films) for c in contenders},
         least=LEAST,
         progress=lambda done: progress(done / 2),
         **common,
     )
     left = [c for c in contenders if single[c.name].error is None]
-    offline = interleaved(
+    offline = in_blocks(
         {c.name: _offline(c, films) for c in left},
         joules=lambda name: sensors.joules(on_gpu[name]),
         progress=lambda done: progress((1 + done) / 2),

@@ -32,16 +32,20 @@ def interleaved(
     runs: Mapping[Name, Callable[[], object]],
     *,
     seconds: float = SECONDS,
+    rounds: tuple[int, int] = ROUNDS,
     rest: float = 0.0,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[Name, float]:
-    """Seconds that each run takes at its best, after one that does not count; rest: seconds of sleep before each."""
+    """Seconds that each run takes at its best, after one that does not count.
+
+    rounds: at least and at most; between them `seconds`, all told, are an end. rest: seconds of sleep before each run.
+    """
     best = dict.fromkeys(runs, float("inf"))
     start = clock()
     for run in runs.values():
         run()
-    for done in range(ROUNDS[1]):
-        if done >= ROUNDS[0] and clock() - start >= seconds:
+    for done in range(rounds[1]):
+        if done >= rounds[0] and clock() - start >= seconds:
             break
         for name, run in runs.items():
             if rest:

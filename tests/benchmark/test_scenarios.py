@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cxrvit_edge.benchmark import scenarios
 from cxrvit_edge.benchmark.candidates import Contender
-from cxrvit_edge.benchmark.scenarios import Film, histogram, interleaved, percentile
+from cxrvit_edge.benchmark.scenarios import Film, histogram, in_blocks, percentile
 from cxrvit_edge.benchmark.sensors import Sensors
 from cxrvit_edge.errors import EngineError
 from cxrvit_edge.runtime.session import Float32, Outputs
@@ -45,8 +45,8 @@ class Clock:
         return self.now
 
 
-def timed(clock: Clock, steps: dict[str, Callable[[int], object]], **asked: Any) -> dict[str, scenarios.Timed]:
-    return interleaved(steps, clock=clock, rest=clock.rest, **asked)
+def timed(clock: Clock, steps: Mapping[str, Callable[[int], object]], **asked: Any) -> dict[str, scenarios.Timed]:
+    return in_blocks(steps, clock=clock, rest=clock.rest, **asked)
 
 
 def test_candidates_take_turns_and_the_one_that_begins_changes() -> None:

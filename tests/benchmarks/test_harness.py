@@ -88,13 +88,6 @@ def test_candidates_go_round_in_turns_and_one_that_fails_is_left_out() -> None:
     assert failed == ["b: no"]
 
 
-def test_interleaved_leaves_the_first_round_out() -> None:
-    order: list[str] = []
-    best = harness.interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
-    assert order == ["a", "b"] * 3
-    assert all(0 <= seconds < float("inf") for seconds in best.values())
-
-
 def test_closure_follows_requirements_and_their_extras() -> None:
     found = harness.closure(["pytest"])
     assert {"pytest", "pluggy", "iniconfig"} <= set(found)

@@ -48,6 +48,15 @@ def test_a_slow_box_gets_two_rounds_and_a_fast_one_no_more_than_fifty() -> None:
     assert fast.order == "ab" * 51
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_as_many_rounds_as_are_asked_for_whatever_the_time(seconds: float) -> None:
+    clock = Clock()
+    runs = {"a": clock.run("a", 1.0, 4.0, 3.0, 5.0), "b": clock.run("b", 1.0, 2.0)}
+    times = measure.interleaved(runs, seconds=seconds, rounds=(3, 3), clock=clock)
+    assert clock.order == "ab" * 4
+    assert times == pytest.approx({"a": 3.0, "b": 2.0}), "the first round, quicker here, does not count"
+
+
 @pytest.mark.parametrize(
     ("times", "chosen", "words"),
     [
