@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,15 +71,21 @@ def test_a_committed_cross_validation_has_a_row_an_image(path: Path) -> None:
             assert float(r["score"]) == pytest.approx(sum(float(r[z]) for z in zones), abs=4e-4)
 
 
+@cache
+def labelled() -> dict[str, tuple[str, int]]:
+    """Source and label by SHA-256."""
+    rows = (r for r in rows_of(DATA / "manifest.csv") if r["label"])
+    return {
+        hashlib.sha256((DATA / r["path"]).read_bytes()).hexdigest(): (r["source"], LABELS[r["label"]]) for r in rows
+    }
+
+
 @pytest.mark.parametrize("path", CROSSVALS, ids=lambda p: p.stem)
 def test_the_images_give_the_committed_figures(path: Path) -> None:
     if not DATA.is_dir():
         pytest.skip("needs ../shared/data: labels stay with the images")
     found = json.loads(path.read_text(encoding="utf-8"))
-    known = {}
-    for r in rows_of(DATA / "manifest.csv"):
-        if r["label"]:
-            known[hashlib.sha256((DATA / r["path"]).read_bytes()).hexdigest()] = r["source"], LABELS[r["label"]]
+    known = labelled()
     rows = [r for r in rows_of(path.with_suffix(".csv")) if r["sha256"] in known]
     source = np.array([known[r["sha256"]][0] for r in rows])
     label = np.array([known[r["sha256"]][1] for r in rows])
