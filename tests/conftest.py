@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +57,15 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "cxrvit-edge"
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files of one test go, and nothing else."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny network exported over a generated data folder, once a session: half a minute. Copy before changing it."""
@@ -66,6 +78,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return small_bundle.make(tmp_path_factory.mktemp("exported"))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def quantised(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the small bundle with int8-cpu, which runs and passes. Copy before changing it."""
+    import int8_bundle
+
+    return int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
+
+
+@pytest.fixture
+def both(quantised: Path, tmp_path: Path) -> Path:
+    """A copy of `quantised` for one test, which may change it: fp32 and int8-cpu."""
+    return shutil.copytree(quantised, tmp_path / "both", copy_function=os.link)
 
 
 @pytest.fixture(scope="session")

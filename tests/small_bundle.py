@@ -153,7 +153,7 @@ def make(folder: Path) -> Exported:
     traced: list[onnx.ModelProto] = []
     trace = graph.trace
 
-    def trace_and_keep(net: TriageNet, *, opset: int) -> onnx.ModelProto:
+    def trace_and_keep(net: TriageNet, *, opset: int = graph.OPSET) -> onnx.ModelProto:
         import onnx
 
         traced.append(trace(net, opset=opset))
@@ -194,6 +194,16 @@ def reseal(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
     raw = json.loads((folder / MANIFEST).read_bytes())
     raw |= {"files": {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}, **(changes or {})}
     replace(folder / MANIFEST, json.dumps(raw).encode())
+
+
+def shift_golden(folder: Path, name: str) -> None:
+    """Golden outputs that no session gives, as if they were sealed so."""
+    with np.load(folder / name) as stored:
+        arrays = dict(stored)
+    arrays["shared.logits"] = arrays["shared.logits"] + np.float32(0.5)
+    (folder / name).unlink()
+    np.savez(folder / name, **arrays)
+    reseal(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import int8_bundle
 import pytest
-import small_bundle as small
 
 from cxrvit_edge.doctor import examine
 from cxrvit_edge.host import Gpu
@@ -22,21 +19,21 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread", "fresh_cache")
 GPU = Gpu(0, "NVIDIA Test 86", "86", 8 << 30, "999.1")
 
 
-@pytest.fixture(scope="module")
-def quantised(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
-    int8_bundle.add(folder, "fp16")
-    return folder
+@pytest.fixture
+def three(both: Path) -> Path:
+    """A bundle with fp32, int8-cpu and fp16."""
+    int8_bundle.add(both, "fp16")
+    return both
 
 
 def backends(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {backend["name"]: backend for backend in report["backends"]}
 
 
-def test_each_back_end_with_the_precisions_that_pass(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_back_end_with_the_precisions_that_pass(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cxrvit_edge.doctor", "cxrvit_edge.runtime.candidates"):
         monkeypatch.setattr(f"{module}.gpus", list)
-    report = examine(quantised)
+    report = examine(three)
     assert report["ok"] and report["gpus"] == [] and report["choices"] == []
     found = backends(report)
     assert found["onnxruntime"]["runs"] == ["fp32", "int8"] and found["onnxruntime"]["why"] == []
@@ -44,15 +41,15 @@ def test_each_back_end_with_the_precisions_that_pass(quantised: Path, monkeypatc
         (why,) = found[name]["why"]
         assert found[name]["runs"] == [] and ("not installed" in why or "no CUDA driver on this box" in why)
     monkeypatch.setattr(measure, "SECONDS", 0.0)
-    chosen = select.open_sessions(select.Bundle.open(quantised), threads=1).precision
-    (choice,) = examine(quantised)["choices"]
+    chosen = select.open_sessions(select.Bundle.open(three), threads=1).precision
+    (choice,) = examine(three)["choices"]
     assert (choice["backend"], choice["chosen"]) == ("onnxruntime", chosen) and set(choice["seconds"]) == {
         "fp32",
         "int8",
     }
 
 
-def test_a_precision_that_departs_is_told_and_the_rest_runs(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_departs_is_told_and_the_rest_runs(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = OnnxRuntimeSession.run
 
     def bent(session: OnnxRuntimeSession, batch: Float32) -> Outputs:
@@ -60,26 +57,23 @@ def test_a_precision_that_departs_is_told_and_the_rest_runs(quantised: Path, mon
         return outputs._replace(logits=outputs.logits + 1) if session.precision == "int8" else outputs
 
     monkeypatch.setattr(OnnxRuntimeSession, "run", bent)
-    report = examine(quantised)
+    report = examine(three)
     found = backends(report)["onnxruntime"]
     assert report["ok"] and found["runs"] == ["fp32"]
     (why,) = found["why"]
     assert "int8-cpu does not reproduce the golden outputs" in why
 
 
-def test_a_gpu_without_an_engine_is_told_the_build_command(
-    quantised: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_without_an_engine_is_told_the_build_command(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, to ask for its version")
     for module in ("cxrvit_edge.doctor", "cxrvit_edge.runtime.candidates"):
         monkeypatch.setattr(f"{module}.gpus", lambda: [GPU])
-    folder = shutil.copytree(quantised, tmp_path / "bundle", copy_function=os.link)
-    report = examine(folder)
+    report = examine(three)
     assert report["gpus"] == [
         {"index": 0, "name": "NVIDIA Test 86", "sm": "86", "memory_bytes": 8 << 30, "driver": "999.1"}
     ]
     (why,) = backends(report)["tensorrt-rtx"]["why"]
-    assert f"`cxrvit-edge build {folder} --precision fp16`" in why
+    assert f"`cxrvit-edge build {three} --precision fp16`" in why
     assert report["ok"]
 
 

@@ -6,13 +6,11 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 import threading
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import int8_bundle
 import numpy as np
 import pytest
 import small_bundle as small
@@ -31,19 +29,6 @@ QUICK: dict[str, Any] = {"seconds": 0.05, "draws": 100, "threads": 1}
 def departs(report: dict[str, Any]) -> list[str]:
     schema = json.loads((files("cxrvit_edge") / "benchmark" / "report.schema.json").read_text("utf-8"))
     return [f"{list(e.absolute_path)}: {e.message[:200]}" for e in Draft202012Validator(schema).iter_errors(report)]
-
-
-@pytest.fixture(scope="module")
-def quantised(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import int8_bundle
-import numpy as np
 import pytest
 import small_bundle as small
 
@@ -21,25 +18,6 @@ from cxrvit_edge.runtime import select
 pytestmark = pytest.mark.usefixtures("one_torch_thread", "fresh_cache")
 
 
-@pytest.fixture(scope="module")
-def quantised(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
-
-
-@pytest.fixture
-def both(quantised: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(quantised, tmp_path / "both", copy_function=os.link)
-
-
-def break_golden(folder: Path, name: str) -> None:
-    with np.load(folder / name) as stored:
-        arrays = dict(stored)
-    arrays["shared.logits"] = arrays["shared.logits"] + np.float32(0.5)
-    (folder / name).unlink()
-    np.savez(folder / name, **arrays)
-    small.reseal(folder)
-
-
 def test_auto_is_every_precision_of_what_triage_would_take(both: Path) -> None:
     found, passed = gather(Bundle.open(both), Options(threads=1))
     assert [c.name for c in found] == ["onnxruntime fp32", "onnxruntime int8"] and passed == []
@@ -50,7 +28,7 @@ def test_auto_is_every_precision_of_what_triage_would_take(both: Path) -> None:
 
 
 def test_one_that_departs_is_passed_over_and_the_rest_stands(both: Path) -> None:
-    break_golden(both, int8_bundle.GOLDEN)
+    small.shift_golden(both, int8_bundle.GOLDEN)
     found, passed = gather(Bundle.open(both), Options(threads=1))
     assert [c.name for c in found] == ["onnxruntime fp32"]
     assert [p.name for p in passed] == ["onnxruntime int8"]
@@ -65,7 +43,7 @@ def test_a_pass_on_record_is_not_taken_for_a_figure(both: Path) -> None:
 
 
 def test_nothing_runs(both: Path) -> None:
-    break_golden(both, int8_bundle.GOLDEN)
+    small.shift_golden(both, int8_bundle.GOLDEN)
     with pytest.raises(ParityError, match=r"nothing of this bundle runs here: onnxruntime int8: .* golden outputs"):
         gather(Bundle.open(both), Options(backends=("onnxruntime",), precisions=("int8",), threads=1))
 

@@ -22,14 +22,6 @@ def bundle(tmp_path: Path) -> Bundle:
     return fakes.make_bundle(tmp_path / "bundle")
 
 
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
 def contender(name: str, session: fakes.FakeSession) -> Contender:
     return Contender(name, "fp32", fakes.sessions(session), {})
 

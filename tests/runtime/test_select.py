@@ -32,29 +32,9 @@ def bundle(small_bundle: Path) -> Bundle:
     return Bundle.open(small_bundle)
 
 
-@pytest.fixture(scope="module")
-def quantised(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small bundle with int8-cpu, which runs and passes."""
-    return int8_bundle.make(exported, tmp_path_factory.mktemp("quantised") / "bundle")
-
-
-@pytest.fixture
-def both(quantised: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(quantised, tmp_path / "both", copy_function=os.link)
-
-
 @pytest.fixture
 def folder(small_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_bundle, tmp_path / "bundle", copy_function=os.link)
-
-
-def shift_golden(folder: Path, name: str) -> None:
-    """Outputs that no session gives."""
-    with np.load(folder / name) as stored:
-        arrays = dict(stored)
-    arrays["shared.logits"] = arrays["shared.logits"] + np.float32(0.5)
-    (folder / name).unlink()
-    np.savez(folder / name, **arrays)
 
 
 def test_auto_is_onnxruntime_and_ready_to_run(bundle: Bundle) -> None:
@@ -117,8 +97,7 @@ def test_verify_repeats_the_check(bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("asked", [{}, {"precision": "fp32"}, {"backend": "torch"}], ids=str)
 def test_departing_is_a_parity_error_where_nothing_else_is_left(folder: Path, asked: dict[str, str]) -> None:
-    shift_golden(folder, "golden_fp32.npz")
-    small.reseal(folder)
+    small.shift_golden(folder, "golden_fp32.npz")
     with pytest.raises(ParityError, match="fp32 does not reproduce the golden outputs"):
         open_sessions(Bundle.open(folder), **asked)  # type: ignore[arg-type]
 
@@ -126,7 +105,7 @@ def test_departing_is_a_parity_error_where_nothing_else_is_left(folder: Path, as
 def test_auto_passes_over_a_variant_that_departs_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(select.VARIANTS, "onnxruntime", {"fp16": "fp16", "fp32": "fp32"})
     shutil.copy(folder / "golden_fp32.npz", folder / "golden_fp16.npz")
-    shift_golden(folder, "golden_fp16.npz")
+    small.shift_golden(folder, "golden_fp16.npz")
     add_variant(folder, "fp16", golden="golden_fp16.npz")
     sessions = open_sessions(Bundle.open(folder))
     assert sessions.precision == "fp32"

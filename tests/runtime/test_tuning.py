@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import int8_bundle
 import numpy as np
 import pytest
-import small_bundle as small
 
 from cxrvit_edge import build as build_module
 from cxrvit_edge.build import TunedHere, build, told
@@ -29,8 +27,8 @@ SIZES = {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}
 
 
 @pytest.fixture(scope="module")
-def bundle(exported: small.Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(int8_bundle.make(exported, tmp_path_factory.mktemp("tuned") / "bundle"))
+def bundle(quantised: Path) -> Bundle:
+    return Bundle.open(quantised)
 
 
 @pytest.fixture(autouse=True)
