@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
-
-FAILED, WRONG_USE, NO_PARITY, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
-
-NOTHING_KEPT = "stopped: nothing was written; run again"
+from cxrvit_edge.errors import UsageError
+from cxrvit_edge.exits import FAILED, NOTHING_KEPT, errors_told, take_signals
 
 app = typer.Typer(
     name="cxrvit-edge",
@@ -56,6 +49,7 @@ BundleOption = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option(metavar="NAME", help="Rows of a table of labels to take, or all.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
 
 
 @app.command()
@@ -97,7 +91,7 @@ def triage(
     max_depth: Annotated[int, typer.Option(min=1, metavar="N", help="Deeper DICOM sequences are rejected.")] = 32,
     decode_seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="A decoder is ended after so long.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Read chest radiographs and write a worklist, most urgent first.
 
@@ -116,7 +110,7 @@ def triage(
       2  wrong use: a setting, a bundle or the output folder cannot be used
       3  the network did not reproduce its golden outputs on this box, and was not used
     """
-    with _errors_told():
+    with errors_told():
         from cxrvit_edge import discover
         from cxrvit_edge.progress import ProgressLine, told
         from cxrvit_edge.radiograph import Limits
@@ -180,7 +174,7 @@ def build(
     require_fused_attention: Annotated[bool, typer.Option(help="Take no engine whose attention is not fused.")] = True,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Compile even what is there already.")] = False,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Make this box ready: compile engines for its GPU, or without one find the settings its processor is fastest with.
 
@@ -198,7 +192,7 @@ def build(
       2  an engine cannot be built, or its attention is not fused; a setting or the bundle cannot be used
       3  an engine did not reproduce the golden outputs on this box
     """
-    with _errors_told():
+    with errors_told():
         from cxrvit_edge.build import build as build_engines
         from cxrvit_edge.build import told
         from cxrvit_edge.bundle import Bundle
@@ -244,7 +238,7 @@ def benchmark(
     ] = None,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = "benchmark-out",
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure a bundle on this box: latency, throughput, end to end; with labelled films accuracy and parity too.
 
@@ -263,7 +257,7 @@ def benchmark(
       2  wrong use: a setting, the bundle or the data cannot be used
       3  no network reproduced its golden outputs on this box
     """
-    with _errors_told(NOTHING_KEPT):
+    with errors_told(NOTHING_KEPT):
         from cxrvit_edge import benchmark as b
         from cxrvit_edge.progress import StepLine
 
@@ -297,7 +291,7 @@ def compare(
     split: SplitOption = "test",
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the comparison.")] = "compare-out",
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare two bundles, precisions, back ends or triage runs over the same films: order, flips, differences.
 
@@ -316,7 +310,7 @@ def compare(
       2  wrong use: a side, a setting or the data cannot be used
       3  a network did not reproduce its golden outputs on this box
     """
-    with _errors_told(NOTHING_KEPT):
+    with errors_told(NOTHING_KEPT):
         from cxrvit_edge.compare import compare as compare_sides
         from cxrvit_edge.compare import told
         from cxrvit_edge.progress import StepLine
@@ -341,7 +335,7 @@ def inspect(
       cxrvit-edge inspect bundle-out/ --json
       cxrvit-edge inspect bundle-out/engines/KEY
     """
-    with _errors_told():
+    with errors_told():
         from cxrvit_edge.inspection import inspect_path
 
         _show(inspect_path(path), as_json)
@@ -355,7 +349,7 @@ def doctor(bundle: BundleOption = None, as_json: JsonOption = False) -> None:
     Example:
       cxrvit-edge doctor
     """
-    with _errors_told():
+    with errors_told():
         from cxrvit_edge.doctor import examine
 
         report = examine(bundle)
@@ -383,40 +377,8 @@ def _common(
 
 def main() -> None:
     """Entry point of the command `cxrvit-edge`."""
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _interrupt)
+    take_signals()
     app()
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: ends as an interrupt from the keyboard does."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    """SIGTERM ends the run cleanly; a second one, as supervisors and `timeout` send it, does not disturb that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    raise _Terminated
-
-
-def _interrupt(*_: object) -> NoReturn:
-    """Ctrl-C: the first ends the run cleanly, the second, or SIGTERM after it, at once: results are kept."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def _errors_told(stopped: str = "stopped: what is done is kept; run again to go on") -> Iterator[None]:
-    """Errors of ours as one line on stderr and the exit code of the contract."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        typer.echo(stopped, err=True)
-        raise typer.Exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED) from None
-    except CxrVitError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(NO_PARITY if isinstance(error, ParityError) else WRONG_USE) from None
 
 
 def _show(report: dict[str, Any], as_json: bool) -> None:
