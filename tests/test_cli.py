@@ -14,7 +14,6 @@ import cv2
 import pytest
 from fakes import FakeSession, film, sessions, write_bundle, write_films
 
-import cxrvit_edge
 from cxrvit_edge import progress
 from cxrvit_edge.cli import app
 from cxrvit_edge.errors import EngineError, ParityError
@@ -24,7 +23,6 @@ from cxrvit_edge.runtime.select import Sessions
 from cxrvit_edge.summary import Progress, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"numpy", "cv2", "pydicom", "onnxruntime", "torch", "onnx", "gdcm", "rich"}
 Options = list[dict[str, object]]
 
 
@@ -56,34 +54,6 @@ def run(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stop:
         app([str(argument) for argument in arguments])
     return int(stop.value.code or 0)
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom cxrvit_edge.cli import main\nsys.argv = ['cxrvit-edge', '--help']\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        f"print('heavy:', sorted({HEAVY!r} & set(sys.modules)))"
-    )
-    result = python("-c", code)
-    assert result.returncode == 0 and "triage" in result.stdout and result.stdout.endswith("heavy: []\n")
-
-
-def test_public_names_come_from_the_package_and_importing_it_is_light() -> None:
-    public = {"Bundle", "Finding", "Limits", "Radiograph", "Reason", "Triage", "read"}
-    errors = {"BundleError", "CxrVitError", "DicomError", "EngineError", "InputError", "ParityError", "UsageError"}
-    assert set(cxrvit_edge.__all__) == public | errors
-    assert set(cxrvit_edge.__all__) <= set(dir(cxrvit_edge))
-    for name in cxrvit_edge.__all__:
-        assert getattr(cxrvit_edge, name).__name__ == name
-    with pytest.raises(AttributeError, match="no attribute 'triage_all'"):
-        cxrvit_edge.triage_all  # noqa: B018
-    result = python("-c", f"import sys, cxrvit_edge; print(sorted({HEAVY!r} & set(sys.modules)))")
-    assert result.stdout == "[]\n"
 
 
 def test_triage_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cxrvit_edge"
-HEAVY = {"cv2", "numpy", "onnx", "onnxruntime", "pydicom", "tensorrt", "tensorrt_rtx", "torch"}
+HEAVY = {"cv2", "gdcm", "numpy", "onnx", "onnxruntime", "pydicom", "rich", "tensorrt", "tensorrt_rtx", "torch"}
 # Rooms that need an extra; everything else lives on the base dependencies.
 EXTRAS = {
     "model": {"torch", "safetensors"},
@@ -91,7 +91,7 @@ def test_import_is_light() -> None:
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("verb", [[], ["triage"], ["build"], ["inspect"], ["doctor"]])
+@pytest.mark.parametrize("verb", [[], ["triage"], ["build"], ["benchmark"], ["compare"], ["inspect"], ["doctor"]])
 def test_help_is_light(verb: list[str]) -> None:
     modules = imported_by("-c", "from cxrvit_edge.cli import main; main()", *verb, "--help")
     assert {"cxrvit_edge.cli", "typer"} <= modules
