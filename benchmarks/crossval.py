@@ -46,6 +46,8 @@ def gather(out: Path, data: Sequence[str]) -> tuple[dict[str, Any], Rows, Rows]:
     if not path.is_file():
         raise UsageError(f"{path}: not there; name the --out of a cross-validation whose folds are all made")
     found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("partial"):
+        raise UsageError(f"{path}: of some folds alone; make the others and pool again")
     stored = load(out / PREDICTIONS)
     defaults = {name: default for name, (_, default) in VERBS["crossval"].items()}
     plan = plan_of({**defaults, **found["settings"], "data": list(data), "absent": "skip", "cache": None})

@@ -27,7 +27,8 @@ def row(found: Mapping[str, Any], name: str, changed: str, verdict: str, why: st
     """Of a crossval.json; a figure that it lacks is empty."""
     d = found.get("diagnosis", {"images": 0})
     out: dict[str, Any] = {"name": name, "verdict": verdict, "changed": changed, "why": why}
-    out |= {"by": found["settings"]["by"], "images": found["images"]}
+    out |= {"by": found["settings"]["by"], "folds": " ".join(fold["name"] for fold in found["folds"])}
+    out["images"] = found["images"]
     out["auc_mean"] = interval(d["auc"]["mean"]) if d["images"] else ""
     within = {**found["auc_within_source"], **found["auc_within_source_and_view"]}
     for column, pair in PAIRS.items():

@@ -19,7 +19,7 @@ SEVERITY = {
 }  # fmt: skip
 FOUND: dict[str, Any] = {
     "settings": {"by": "patient"}, "images": 40, "training_seconds": 61.5,
-    "folds": [{"commit": "abc"}, {"commit": "abc"}, {"commit": None}],
+    "folds": [{"name": f"{k}/3", "commit": c} for k, c in enumerate(("abc", "abc", None))],
     "diagnosis": {"images": 38, "auc": {"mean": {"value": 0.875, "low": 0.85, "high": 0.9}}},
     "auc_within_source": {"nih: other_infection against normal": HALF},
     "auc_within_source_and_view": {"nih, PA: other_infection against normal": {**HALF, "value": 0.55}},

@@ -56,7 +56,7 @@ def crossval(values: Mapping[str, Any], device: str, say: Say) -> str:
     for k in values["fold"] or folds:
         make_fold(plan, k, settings, values, device, lambda told, k=k: say(f"fold {k}: {told}"))  # type: ignore[misc]
     missing = [k for k in folds if not (values["out"] / f"fold-{k}" / PREDICTIONS).is_file()]
-    if missing:
+    if missing and not (values["partial"] and len(missing) < len(folds)):
         asked = " ".join(f"--fold {k}" for k in missing)
         return f"{len(folds) - len(missing)} of {len(folds)} folds are there; still to make: {asked}"
     return pool(plan, settings, values, say)
@@ -116,9 +116,12 @@ def make_fold(
 
 def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say: Say) -> str:
     out: Path = values["out"]
-    states, parts = [], []
+    states, parts, there = [], [], []
     for k, name in enumerate(plan.names):
         folder = out / f"fold-{k}"
+        if values["partial"] and not (folder / PREDICTIONS).is_file():
+            continue
+        there.append(k)
         states.append(_state(folder, {"settings": dict(settings), "rows": plan.digest(), "name": name}))
         parts.append(load(folder / PREDICTIONS))
     _check_recipes(_recipes(out, len(plan.names)), out)
@@ -141,10 +144,11 @@ def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say
         "judged": values["judged"],
         "folds": [
             {"name": s["name"], "images": int((plan.fold == k).sum()), **{f: s[f] for f in ("seconds", "commit")}}
-            for k, s in enumerate(states)
+            for k, s in zip(there, states, strict=True)
         ],
+        "partial": len(there) < len(plan.names),
         "training_seconds": round(sum(s["seconds"] for s in states), 1),
-        "unpredicted": len(plan.records) - len(rows),
+        "unpredicted": int(np.isin(plan.fold, there).sum()) - len(rows),
         **figures(judged, [held[plan.fold[j]] for _, j in chosen], tasks, view=values["view"]),
         "against": {},
     }

@@ -144,6 +144,7 @@ def text(c: Mapping[str, Any]) -> str:
         f"Stage {s['stage']}, {len(c['folds'])} folds by {s['by']}, trained {minutes:.1f} minutes in all",
         f"{c['images']} images of {c['patients']} patients, each judged out of fold",
         *([f"{c['unpredicted']} images cannot be read"] if c["unpredicted"] else []),
+        *(["folds are missing: a first look, no result"] if c.get("partial") else []),
         c["caveat"],
     ]
     rows = [["95 % intervals over patients", "images", "out of fold", *(f"less {name}" for name in others)]]

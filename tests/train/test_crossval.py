@@ -50,11 +50,15 @@ def done(data: Path, out: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def made(data: Path) -> Path:
-    """Two folds, the second one first, as by two processes."""
+    """Two folds, the second one first, as by two processes; a first look at that one."""
     out = data.parent / "cv"
     assert "1 of 2 folds are there; still to make: --fold 0\n" in done(data, out, "--fold", "1")
     assert not (out / "crossval.json").exists()
+    assert "folds are missing: a first look" in done(data, out, "--fold", "1", "--partial")
+    first = json.loads((out / "crossval.json").read_text())
+    assert first["partial"] and [f["name"] for f in first["folds"]] == ["1/2"] and first["unpredicted"] == 0
     assert "AUC mean" in done(data, out, "--fold", "0")
+    assert not json.loads((out / "crossval.json").read_text())["partial"]
     return out
 
 
