@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = Path("docs") / "model_card"  # from the root of the repository, as the card links it
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "cxrvit-edge",
     "svg.fonttype": "none",  # text stays text, in the reader's own font: a third of the size, and it can be searched
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],  # laid out in the widest
@@ -66,8 +66,8 @@ def write(root: Path, results: Path = RESULTS) -> list[Path]:
     """Draw what `block` links, under the root of a repository; what is no longer linked goes."""
     c, by_source = load(EDGE, results), load(BY_SOURCE, results)
     folder, kept = root / FOLDER, []
-    for plot in PLOTS if c is not None else ():
-        if plot.needs(c):
+    for plot in PLOTS:
+        if c is not None and plot.needs(c):
             folder.mkdir(parents=True, exist_ok=True)
             kept.append(folder / f"{plot.name}.svg")
             kept[-1].write_text(svg(plot, c, by_source, digest(results)), encoding="utf-8")

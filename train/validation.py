@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cxrvit_edge.metrics import auc, dice
+from cxrvit_edge.metrics import auc, dice, softmax
 from cxrvit_edge.zones import severity_array, zone_masks
 from train.loader import CONVENTIONS, Batch
 
@@ -67,12 +67,6 @@ def judge(
         areas = [_area(t, p) for t, p in zip(data["findings"].T, data["found"].T, strict=True)]
         figures["findings_auc"] = float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan
     return figures
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(N, K), over K."""
-    e = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(e / e.sum(1, keepdims=True))
 
 
 def _keep(kept: dict[str, list[NDArray[np.generic]]], **tensors: Tensor) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxrvit_edge.metrics import auc
+from cxrvit_edge.metrics import auc, softmax
 from cxrvit_edge.zones import severity_array, zone_masks
 from train.loader import CONVENTIONS, Batch
-from train.validation import judge, softmax
+from train.validation import judge
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
