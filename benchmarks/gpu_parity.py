@@ -12,7 +12,7 @@ import numpy as np
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import InputError
 from cxrvit_edge.preprocess import Float32, PreprocessConfig
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.session import Outputs, joined
 
 Run = Callable[[Float32], Outputs]
 Say = Callable[[str], None]
@@ -79,7 +79,7 @@ def outputs(run: Run, images: Float32, size: int) -> Outputs:
     for at in range(0, len(images), size):
         rows = np.minimum(np.arange(at, at + size), len(images) - 1)
         parts.append(run(np.ascontiguousarray(images[rows])))
-    return Outputs(*(np.concatenate(values)[: len(images)] for values in zip(*parts, strict=True)))
+    return joined(parts).rows(slice(len(images)))
 
 
 def rows(

@@ -15,7 +15,7 @@ import numpy as np
 from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.session import OUTPUTS, Outputs, named
 
 Probabilities = list[list[float] | None]
 
@@ -154,7 +154,7 @@ class OnnxRuntime(Loop):
         self._session = onnxruntime.InferenceSession(job["graph"], providers=["CPUExecutionProvider"])
 
     def infer(self, batch: Float32) -> Float32:
-        values: Float32 = self._session.run(list(Outputs._fields), {"image": batch})[0]
+        values: Float32 = self._session.run(OUTPUTS, {"image": batch})[0]
         return values
 
 
@@ -184,7 +184,8 @@ class OpenVino:
             model.reshape({"image": [n, 1, self._size, self._size]})
             self._requests[n] = self._core.compile_model(model, "CPU", self._config).create_infer_request()
         found = self._requests[n].infer({"image": batch}, share_inputs=True)
-        return Outputs(*(np.array(found[name], np.float32) for name in Outputs._fields))
+        names = named([name for output in self._requests[n].model_outputs for name in output.get_names()])
+        return Outputs(*(np.array(found[name], np.float32) for name in names))
 
 
 class OpenVinoLoop(Loop):

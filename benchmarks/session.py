@@ -24,8 +24,8 @@ from cxrvit_edge.host import cores
 from cxrvit_edge.preprocess import Float32
 from cxrvit_edge.runtime import golden, tuning
 from cxrvit_edge.runtime.candidates import VARIANTS
-from cxrvit_edge.runtime.onnxruntime import OUTPUTS, OnnxRuntimeSession, Settings
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession, Settings
+from cxrvit_edge.runtime.session import Outputs, named
 
 Run = Callable[[Float32], Outputs]
 
@@ -34,11 +34,13 @@ def openvino(path: Path, hint: str, arithmetic: str) -> Run:
     import openvino as ov
 
     config = {"PERFORMANCE_HINT": hint, "INFERENCE_NUM_THREADS": cores(), "INFERENCE_PRECISION_HINT": arithmetic}
-    request = ov.Core().compile_model(str(path), "CPU", config).create_infer_request()
+    compiled = ov.Core().compile_model(str(path), "CPU", config)
+    names = named([name for output in compiled.outputs for name in output.get_names()])
+    request = compiled.create_infer_request()
 
     def run(batch: Float32) -> Outputs:
         found = request.infer({"image": batch})
-        return Outputs(*(np.array(found[name]) for name in OUTPUTS))
+        return Outputs(*(np.array(found[name]) for name in names))
 
     return run
 
@@ -86,7 +88,7 @@ def main() -> None:
                         best[name] = [min(pair) for pair in zip(best[name], now, strict=True)]
             for name, (wall, cpu) in best.items():
                 d = differences[name]
-                passes = d.logits <= allowed.logits and d.maps <= allowed.maps
+                passes = d.within(allowed)
                 ratio = best["onnxruntime"][0] / wall
                 print(
                     f"{precision} batch {size} {name:26s} {wall / size * 1e3:6.1f} ms an image, {ratio:.2f} times "

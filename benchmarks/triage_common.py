@@ -149,7 +149,7 @@ class InstantSession:
         n = len(batch)
         if n not in self._batches:
             rows = np.arange(n) % len(self._outputs.logits)
-            self._batches[n] = Outputs(*(values[rows] for values in self._outputs))
+            self._batches[n] = self._outputs.rows(rows)
         return self._batches[n]
 
 

@@ -32,10 +32,17 @@ HASHING = 2  # threads: one for the weights, which are half of a bundle, one for
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a session may be from the golden outputs: largest logit difference, mean map difference."""
+    """How far a session may be from the golden outputs: largest logit difference, mean map difference, RMS difference
+    of the embedding over its spread (by default as much as the logits)."""
 
     logits: float
     maps: float
+    embedding: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tolerance:
+        logits = float(values["logits"])
+        return cls(logits, float(values["maps"]), float(values.get("embedding", logits)))
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,19 @@ class Guard:
 
     least_lungs: area of both lungs together; least_confidence: mean mask value inside the mask;
     least_separation: of the lungs' centres, image-right from image-left, where both are seen; head: file with the
-    weights of `guard_head`, None for a bundle without.
+    weights of `guard_head`, None for a bundle without; ood: the file of `ood.Familiar` under "file", and under other
+    names how it was fitted and what is over its threshold, None for a bundle without.
     """
 
     least_lungs: float
     least_confidence: float
     least_separation: float = 0.10
     head: str | None = None
+    ood: Mapping[str, Any] | None = None
+
+    @property
+    def files(self) -> list[str]:
+        return [*([] if self.head is None else [self.head]), *([] if self.ood is None else [self.ood["file"]])]
 
 
 @dataclass(frozen=True)
@@ -160,18 +173,20 @@ def _selective(values: Mapping[str, Any]) -> Selective:
 
 
 def _guard(values: Mapping[str, Any]) -> Guard:
-    bounds = {name: float(value) for name, value in values.items() if name != "head"}
-    head = values.get("head")
-    if head is not None and not (isinstance(head, str) and head):
-        raise TypeError(f"guard's head is {head!r}, no file's name")
-    return Guard(**bounds, head=head)
+    bounds = {name: float(value) for name, value in values.items() if name not in ("head", "ood")}
+    head, ood = values.get("head"), values.get("ood")
+    guard = Guard(**bounds, head=head, ood=None if ood is None else dict(ood))
+    for name in guard.files:
+        if not (isinstance(name, str) and name):
+            raise TypeError(f"guard names {name!r}, no file's name")
+    return guard
 
 
 def _variant(name: str, v: Mapping[str, Any]) -> Variant:
     return Variant(
         name=name,
         files=dict(v["files"]),
-        tolerance=Tolerance(float(v["tolerance"]["logits"]), float(v["tolerance"]["maps"])),
+        tolerance=Tolerance.from_dict(v["tolerance"]),
         opset=int(v["opset"]),
         golden=str(v["golden"]),
         parity=v.get("parity"),
@@ -184,7 +199,7 @@ def _faults(m: Manifest, weights: Mapping[str, str]) -> Iterator[str]:
     if set(m.views) not in ({"any"}, {"PA", "AP"}):
         yield f"views are {sorted(m.views)}, not any, nor PA and AP"
     graphs = set(m.views.values())
-    named = [m.golden_inputs, *weights.values(), *([m.guard.head] if m.guard.head is not None else [])]
+    named = [m.golden_inputs, *weights.values(), *m.guard.files]
     for v in m.variants.values():
         named += [v.golden, *v.files.values()]
         if absent := graphs - set(v.files):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.decision import USUAL, Rule, prediction_sets
 from cxrvit_edge.errors import InputError, Reason, Status
 from cxrvit_edge.guard_head import describe_outputs, head_of
+from cxrvit_edge.ood import Ood, familiar_of
 from cxrvit_edge.preprocess import Float32, Geometry
 from cxrvit_edge.radiograph import View
 from cxrvit_edge.runtime.session import Outputs
@@ -31,7 +32,7 @@ class Severity:
 @dataclass(frozen=True)
 class Judgement:
     """What the network says of one radiograph. prediction_set: the classes it does not rule out; None if its bundle has
-    no such sets."""
+    no such sets; ood: how unlike the films it learned from it is; None if its bundle does not tell."""
 
     probabilities: dict[str, float]
     label: str
@@ -39,6 +40,7 @@ class Judgement:
     severity: Severity
     priority: str
     prediction_set: tuple[str, ...] | None = None
+    ood: Ood | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Finding:
     prediction_set: tuple[str, ...] | None = None
     severity: Severity | None = None
     priority: str = "review"
+    ood: Ood | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     bundle: str = ""
     backend: str = ""
@@ -75,7 +78,7 @@ class Finding:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         possible = None if self.prediction_set is None else list(self.prediction_set)
         lists = {"warnings": list(self.warnings), "prediction_set": possible}
-        return {"schema": SCHEMA, **values, **lists, "severity": severity}
+        return {"schema": SCHEMA, **values, **lists, "severity": severity, "ood": self.ood and asdict(self.ood)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Finding:
@@ -87,6 +90,8 @@ class Finding:
             if known.get("severity") is not None:
                 zones = known["severity"]["zones"]
                 known["severity"] = Severity(known["severity"]["score"], zones and tuple(tuple(z) for z in zones))
+            if known.get("ood") is not None:
+                known["ood"] = Ood(float(known["ood"]["score"]), float(known["ood"]["threshold"]))
             known["warnings"] = tuple(known.get("warnings") or ())
             if (possible := known.get("prediction_set")) is not None:
                 if not isinstance(possible, list):
@@ -109,13 +114,17 @@ def judge(
     """Row `index` of a batch's outputs -> Judgement. film: `guard.describe` of the input; without it the bundle's guard
     head is not asked. rule: makes flags and priority; the bundle must have what it takes (`Rule.require`).
 
+    A film over the threshold of the bundle's `ood.Familiar` is for review, whatever its flags.
+
     InputError: not_finite (the network gave no number), not_a_chest (no lungs worth the name were found, or another
     kind of image), lateral_view, rotated or inverted.
     """
     m = bundle.manifest
     logits = outputs.logits[index].astype(np.float64)
     lungs, severity_map = outputs.lung_mask[index], outputs.severity_map[index, 0]
-    if not (np.isfinite(logits).all() and np.isfinite(lungs).all() and np.isfinite(severity_map).all()):
+    familiar = None if outputs.embedding is None else familiar_of(bundle)
+    score = 0.0 if familiar is None or outputs.embedding is None else familiar.score(outputs.embedding[index])
+    if not all(np.isfinite(values).all() for values in (logits, lungs, severity_map, score)):
         raise InputError(Reason.NOT_FINITE, "the network gave values that are not finite; run `cxrvit-edge doctor`")
     head = None if film is None else head_of(bundle)
     if head is not None and film is not None:
@@ -137,9 +146,11 @@ def judge(
         array = severity_array(severity_map, zones)
         rows = tuple((round(float(a), 4), round(float(b), 4)) for a, b in array)
         severity = Severity(round(sum(a + b for a, b in rows), 4), rows)
+    ood = None if familiar is None else Ood(score, familiar.threshold)
     undecided = rule.selective and possible is not None and len(possible) != 1
-    priority = "review" if undecided else _priority(flags, severity, bundle, view)
-    return Judgement(probabilities, m.classes[int(p.argmax())], flags, severity, priority, possible)
+    review = undecided or (ood is not None and ood.over)
+    priority = "review" if review else _priority(flags, severity, bundle, view)
+    return Judgement(probabilities, m.classes[int(p.argmax())], flags, severity, priority, possible, ood)
 
 
 def check_lungs(lungs: np.ndarray, bundle: Bundle, geometry: Geometry) -> None:

@@ -80,7 +80,7 @@ def grammar(owner: Sequence[str | int]) -> re.Pattern[bytes]:
         rf'"flags":(?:null|{_object("(?:true|false)")})',
         rf'"prediction_set":(?:null|{_list(_TEXT)})',
         rf'"severity":(?:null|\{{"score":(?:null|{_NUMBER}),"zones":(?:null|\[{_PAIR},{_PAIR},{_PAIR}\])\}})',
-        rf'"priority":{_TEXT}',
+        rf'"priority":{_TEXT}(?:,"ood":(?:null|{_object(_NUMBER)}))?',  # older lines have none
         rf'"timings_ms":{_object(_NUMBER)}{_OTHERS}',
         f'"bundle":{bundle}',
         f'"backend":{backend}',

@@ -35,7 +35,7 @@ from cxrvit_edge.preprocess import PreprocessConfig
 from cxrvit_edge.radiograph import Limits, View
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.runtime.select import Sessions
-from cxrvit_edge.runtime.session import Explainer, Outputs, Session
+from cxrvit_edge.runtime.session import Explainer, Session
 from cxrvit_edge.trace import NoTrace
 from cxrvit_edge.workers import Workers
 
@@ -382,6 +382,8 @@ class Pipeline:
 
     def _finding(self, item: Item, judgement: Judgement | None) -> Finding:
         reason = None if item.error is None else _reason(item)
+        ood = judgement.ood if judgement else None
+        told = (ood.warning,) if ood is not None and ood.over else ()
         return Finding(
             file=item.found.file,
             status="ok" if reason is None else reason.status,
@@ -389,7 +391,7 @@ class Pipeline:
             size=item.size,
             mtime_ns=item.mtime_ns,
             reason=None if reason is None else {"code": reason.value, "message": _message(item)},
-            warnings=item.film.warnings,
+            warnings=(*item.film.warnings, *told),
             view=item.film.view,
             probabilities=judgement.probabilities if judgement else None,
             label=judgement.label if judgement else None,
@@ -397,6 +399,7 @@ class Pipeline:
             prediction_set=judgement.prediction_set if judgement else None,
             severity=judgement.severity if judgement else None,
             priority=judgement.priority if judgement else "review",
+            ood=ood,
             timings_ms={stage: round(ms, 3) for stage, ms in item.ms().items()},
             **self._plan.owner._asdict(),
         )
@@ -418,7 +421,7 @@ def _guarded(flow: _Flow, target: Callable[[], None]) -> Callable[[], None]:
 def _infer(session: Session, batch: list[Item]) -> None:
     outputs = session.run(np.stack([item.film.tensor for item in batch if item.film.tensor is not None]))
     for index, item in enumerate(batch):
-        item.outputs = Outputs(*(values[index : index + 1] for values in outputs))
+        item.outputs = outputs.rows(slice(index, index + 1))
 
 
 def _infer_alone(session: Session, item: Item) -> None:

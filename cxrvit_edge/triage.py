@@ -20,6 +20,7 @@ from cxrvit_edge.guard_head import head_of
 from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.ledger import Ledger, Mode
+from cxrvit_edge.ood import familiar_of
 from cxrvit_edge.pipeline import Pipeline, Plan
 from cxrvit_edge.plain_text import printable
 from cxrvit_edge.radiograph import Limits, View
@@ -103,6 +104,7 @@ class Triage:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else os.fspath(bundle))
         head_of(opened)  # a guard that cannot be read is told now, not once an input
+        familiar_of(opened)
         Rule(sensitivity, selective).require(opened.manifest)  # before the sessions, which take time
         sessions = open_sessions(opened, backend=backend, precision=precision, verify=verify)
         return cls(

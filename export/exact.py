@@ -86,7 +86,7 @@ class Yardstick:
         """Logits (N, K), the three maps (N, 3, S / 2, S / 2), severity scores (N,) with NaN where no lungs are."""
         session = OnnxRuntimeSession(model.SerializeToString(), precision="int8", exact=exact)
         out = [session.run(image) for image in self._images]
-        maps = np.concatenate([np.concatenate(o[1:], axis=1) for o in out])
+        maps = np.concatenate([np.concatenate((o.severity_map, o.lung_mask), axis=1) for o in out])
         scores = np.array([_score(m[0], m[1:]) for m in maps], np.float64)
         return np.concatenate([o[0] for o in out]).astype(np.float64), maps, scores
 

@@ -12,7 +12,7 @@ from cxrvit_edge.phantom import make_phantom
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.runtime.golden import MAP_STEPS, normalised
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.session import EMBEDDING, Outputs
 
 FILMS = (  # seed, height, width, lesions, view, bits: both depths, both aspects, shrunk and enlarged
     (101, 560, 512, "none", "PA", 16),
@@ -38,10 +38,12 @@ def write_inputs(path: Path, config: PreprocessConfig) -> Float32:
 
 
 def write_outputs(path: Path, outputs: Mapping[str, Outputs]) -> None:
-    """Store the outputs of each graph; maps as uint16, 1/65535 a step."""
+    """Store the outputs of each graph; maps as uint16, 1/65535 a step; the embedding where there is one."""
     arrays: dict[str, NDArray[np.generic]] = {}
     for graph, values in outputs.items():
         arrays[f"{graph}.logits"] = values.logits.astype(np.float32)
         for name in ("severity_map", "lung_mask"):
             arrays[f"{graph}.{name}"] = np.rint(getattr(values, name) * MAP_STEPS).astype(np.uint16)
+        if values.embedding is not None:
+            arrays[f"{graph}.{EMBEDDING}"] = values.embedding.astype(np.float32)
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cxrvit_edge.errors import BundleError
 from cxrvit_edge.model.triage_net import TriageNet
+from cxrvit_edge.runtime.session import Outputs
 from export import surgery
 from export.tidy import tidy
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 ATTENTION_OPSET = 23  # the first with Attention
-OUTPUTS = ("logits", "severity_map", "lung_mask")
+OUTPUTS = Outputs._fields
 FOLD_LIMIT = 4096  # elements: shapes and scalars are folded, weights keep their names and layout
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from cxrvit_edge.errors import ParityError, UsageError
 from cxrvit_edge.preprocess import Float32, PreprocessConfig
 from cxrvit_edge.runtime import golden
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
-from cxrvit_edge.runtime.session import Outputs, Session
+from cxrvit_edge.runtime.session import Outputs, Session, joined
 from cxrvit_edge.runtime.torch import TorchSession
 from export import calibration, goldens, graph, parity, quantise, surgery
 from export.fp16 import to_half
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp16", "int8", "int8-cpu")  # beside fp32, which every bundle has
 INT8_WEIGHTS = "int8.safetensors"
-FP16_TOLERANCE = Tolerance(logits=2e-2, maps=2e-3)
-INT8_TOLERANCE = Tolerance(logits=5e-2, maps=1e-2)  # at least; three times the spread of two executors if that is more
+FP16_TOLERANCE = Tolerance(logits=2e-2, maps=2e-3, embedding=2e-2)
+INT8_TOLERANCE = Tolerance(logits=5e-2, maps=1e-2, embedding=5e-2)  # at least, or thrice the spread of two executors
 ON_HALF = "torch, every result rounded to half; built, not run: no GPU"
 ON_EXACT = "ONNX Runtime CPU, Q/DQ in exact arithmetic, FP16 not rounded in between"
 ON_CPU = "ONNX Runtime CPU"
@@ -183,17 +183,17 @@ class _Maker:
         apart = golden.compare(second, outputs)
         tolerance = least
         if spread:
-            tolerance = Tolerance(max(least.logits, 3 * apart.logits), max(least.maps, 3 * apart.maps))
+            pairs = zip(astuple(least), astuple(apart), strict=True)
+            tolerance = Tolerance(*(max(a, 3 * b) for a, b in pairs))
         reference = golden.load_outputs(self.bundle, "fp32", self.graph)
         from_reference = golden.compare(outputs, reference)
         for what, found in (("another executor", apart), ("the fp32 graph", from_reference)):
             allowed = tolerance if what == "another executor" else _far(tolerance)
-            if not (found.logits <= allowed.logits and found.maps <= allowed.maps):  # NaN fails too
+            if not found.within(allowed):
                 self._debug(variant)
                 raise ParityError(
-                    f"{variant}: on the golden set its graph departs from {what} by {found.logits:.2e} in logits and "
-                    f"{found.maps:.2e} in maps (at most {allowed.logits:.0e} and {allowed.maps:.0e}); nothing was "
-                    "written: run again with --debug DIR to see where"
+                    f"{variant}: on the golden set its graph departs from {what}: {found.against(allowed)}; nothing "
+                    "was written: run again with --debug DIR to see where"
                 )
         return tolerance
 
@@ -251,13 +251,12 @@ class _Maker:
 
 def _one_by_one(session: Session, inputs: Float32) -> Outputs:
     """Memory of one image, whatever the executor."""
-    parts = [session.run(image[None]) for image in inputs]
-    return Outputs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    return joined([session.run(image[None]) for image in inputs])
 
 
 def _far(t: Tolerance) -> Tolerance:
     """How far the golden set may be from fp32: a wrong graph is far beyond it, what is allowed is for parity to say."""
-    return Tolerance(5 * t.logits, 5 * t.maps)
+    return Tolerance(*(5 * value for value in astuple(t)))
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:

@@ -177,11 +177,11 @@ class FakeCuda:
 
 
 class FakeEngine:
-    """Runs `compute`. most: largest batch; contexts: every one that was made."""
+    """Runs `compute`. most: largest batch; width: of the embedding, 0 without; contexts: every one that was made."""
 
     device_memory_size_v2 = 1000
 
-    def __init__(self, cuda: FakeCuda, compute: Compute, *, size: int, half: int, most: int) -> None:
+    def __init__(self, cuda: FakeCuda, compute: Compute, *, size: int, half: int, most: int, width: int = 0) -> None:
         self.cuda, self.compute, self.most = cuda, compute, most
         self.tensors = {
             "image": ((-1, 1, size, size), np.float32),
@@ -190,6 +190,8 @@ class FakeEngine:
             "severity_map": ((-1, 1, half, half), np.float32),
             "lung_mask": ((-1, 2, half, half), np.float32),
         }
+        if width:
+            self.tensors["embedding"] = ((-1, width), np.float32)
         self.contexts: list[FakeContext] = []
         self.refuse_in_capture = False
 
@@ -253,6 +255,8 @@ class FakeContext:
         image = self._at("image", np.float32, self.shape)
         outputs = self.engine.compute(image.copy())
         for name, values in outputs._asdict().items():
+            if name not in self.engine.tensors:
+                continue
             self._at(name, np.float32, values.shape)[...] = values
 
     def _at(self, name: str, kind: type, shape: tuple[int, ...]) -> Any:

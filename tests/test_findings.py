@@ -18,7 +18,7 @@ from cxrvit_edge.errors import InputError, Reason
 from cxrvit_edge.findings import SCHEMA, Finding, Severity, check_lungs, judge
 from cxrvit_edge.preprocess import Geometry
 from cxrvit_edge.radiograph import View
-from cxrvit_edge.runtime.session import Float32, Outputs
+from cxrvit_edge.runtime.session import Float32, Outputs, joined
 
 CLASSES = ("normal", "other_infection", "covid19")
 SIDE = 96
@@ -114,7 +114,7 @@ def test_a_flag_is_raised_at_its_threshold(threshold: float, flagged: bool) -> N
 
 def test_the_row_that_is_asked_for_is_judged() -> None:
     first, second = outputs((0.8, 0.1, 0.1), 0.2), outputs((0.1, 0.1, 0.8), 0.9)
-    both = Outputs(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+    both = joined([first, second])
     assert judge(both, 0, BUNDLE, "PA", WHOLE) == judge(first, 0, BUNDLE, "PA", WHOLE)
     assert judge(both, 1, BUNDLE, "PA", WHOLE) == judge(second, 0, BUNDLE, "PA", WHOLE)
 
@@ -305,8 +305,8 @@ def test_a_line_has_the_contracts_fields() -> None:
     line = finding.to_dict()
     assert list(line) == [
         "schema", "file", "status", "sha256", "size", "mtime_ns", "reason", "warnings", "view", "probabilities",
-        "label", "flags", "prediction_set", "severity", "priority", "timings_ms", "bundle", "backend", "precision",
-        "sensitivity", "selective",
+        "label", "flags", "prediction_set", "severity", "priority", "ood", "timings_ms", "bundle", "backend",
+        "precision", "sensitivity", "selective",
     ]  # fmt: skip
     assert json.loads(json.dumps(line))["severity"] == {"score": 3.0, "zones": [[0.5, 0.5]] * 3}
     assert json.loads(json.dumps(Finding("b.png", "failed").to_dict()))["severity"] is None

@@ -1,7 +1,8 @@
-"""The input guard's head: fitted on reusable training films and on what is none, its threshold on sources unseen.
+"""The input guard: its head, fitted on reusable training films and on what is none, and the films that are familiar.
 
-The threshold lets in all but a share of the frontal films of train and val, each judged by a head that saw no film of
-its source: another hospital's films are what it will meet. The test split is not touched.
+The head's threshold lets in all but a share of the frontal films of train and val, each judged by a head that saw no
+film of its source: another hospital's films are what it will meet. The test split is not touched. The familiar films, a
+score of the network's embedding, are fitted by train/ood.py.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from torch import nn
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.guard_head import KINDS, Expert, Head, log_odds, read_head, write_head
+from cxrvit_edge.ood import read as read_familiar
+from cxrvit_edge.ood import write as write_familiar
 from cxrvit_edge.preprocess import Float32, PreprocessConfig
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
+from train import ood
 from train.data.record import Record
 from train.guard_samples import Amounts, Described, described, film_samples, learnable, output_samples
 
-FILE = "guard.npz"
+FILE, OOD_FILE = "guard.npz", "ood.npz"
 OUTPUTS_WEIGHT = 0.5  # of the outputs' logits beside the film's: chosen by leaving sources out
 Say = Callable[[str], None]
 
@@ -43,6 +47,18 @@ class Recipe:
     input_dropout: float
     noise: float = 0.0
     rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Guard:
+    """familiar: None for a network without embedding, or data that has nothing to fit it to."""
+
+    head: Head
+    familiar: ood.Fitted | None
+
+    @property
+    def threshold(self) -> float:
+        return self.head.threshold
 
 
 FILM = Recipe(hidden=48, epochs=10, batch=256, decay=3e-3, dropout=0.3, input_dropout=0.1)
@@ -108,8 +124,8 @@ def fit(
     seed: int = 0,
     amounts: Amounts | None = None,
     say: Say,
-) -> Head:
-    """A head for the bundle. UsageError if there is nothing to learn from."""
+) -> Guard:
+    """Head and familiar films for the bundle. UsageError if there is nothing for the head to learn from."""
     amounts = amounts or Amounts()
     used = [r for r in records if r.split != "test"]
     if not any(learnable(r) for r in used):
@@ -128,21 +144,30 @@ def fit(
         counts = np.bincount(samples.label[samples.learned], minlength=len(KINDS))
         say(f"{what}: " + ", ".join(f"{name} {n}" for name, n in zip(KINDS, counts.tolist(), strict=True)))
     bound = threshold(films, outputs, seed, share, say)
-    return replace(fit_head(films, outputs, seed), threshold=bound)
+    if outputs.embedding is None:
+        say("familiar films: the bundle's graph has no embedding; export it again to have a score")
+    familiar = None if outputs.embedding is None else ood.fit(outputs.films, outputs.embedding, say)
+    return Guard(replace(fit_head(films, outputs, seed), threshold=bound), familiar)
 
 
-def write(head: Head, out: Path) -> Path:
-    """Into a file, or into a bundle's folder, whose manifest then names it."""
+def write(guard: Guard, out: Path) -> Path:
+    """The head into a file, or both into a bundle's folder, whose manifest then names them."""
     if not (out / MANIFEST).is_file():
         if out.suffix != ".npz":
             raise UsageError(f"{out}: no bundle's folder; name one, or a file that ends in .npz")
-        write_head(out, head)
+        write_head(out, guard.head)
         return out
     bundle = Bundle.open(out)
     raw: dict[str, Any] = dict(bundle.manifest.raw)
-    write_head(out / FILE, head)
+    write_head(out / FILE, guard.head)
     read_head(out / FILE)
-    files: Mapping[str, str] = {**raw["files"], FILE: sha256((out / FILE).read_bytes()).hexdigest()}
-    raw |= {"guard": {**raw["guard"], "head": FILE}, "files": dict(sorted(files.items()))}
+    written, entry = [FILE], {**raw["guard"], "head": FILE}
+    if guard.familiar is not None:
+        write_familiar(out / OOD_FILE, guard.familiar.familiar)
+        read_familiar(out / OOD_FILE)
+        written.append(OOD_FILE)
+        entry["ood"] = {"file": OOD_FILE, **guard.familiar.record}
+    files: Mapping[str, str] = {**raw["files"], **{n: sha256((out / n).read_bytes()).hexdigest() for n in written}}
+    raw |= {"guard": entry, "files": dict(sorted(files.items()))}
     (out / MANIFEST).write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     return out / FILE

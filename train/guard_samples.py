@@ -52,6 +52,7 @@ class Sample:
     source: str
     learned: bool = True
     plain: bool = False  # a film as it is
+    record: Record | None = None  # of a plain film
 
 
 def eight_bits(radiograph: Radiograph) -> Gray:
@@ -94,7 +95,7 @@ def film_samples(records: Sequence[Record], folder: Path | None, amounts: Amount
     for record in records:
         film = small(eight_bits(read_record(record)))
         learned = learnable(record)
-        yield Sample(film, FRONTAL, record.source, learned, plain=True)
+        yield Sample(film, FRONTAL, record.source, learned, plain=True, record=record)
         if learned:
             yield from guises(film, record.source, amounts.frontal, rng)
     for i in range(amounts.phantoms):
@@ -141,7 +142,7 @@ def output_samples(records: Sequence[Record], folder: Path | None, amounts: Amou
     for k, record in enumerate(records):
         film = eight_bits(read_record(record))
         learned, source = learnable(record), record.source
-        yield Sample(film, FRONTAL, source, learned, plain=True)
+        yield Sample(film, FRONTAL, source, learned, plain=True, record=record)
         if not learned:
             continue
         if rng.random() < 0.5:
@@ -171,18 +172,25 @@ def learnable(record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Described:
-    """seen (N, n) float32, label (N,), source (N,), learned (N,), plain (N,) of one expert's samples."""
+    """seen (N, n) float32, label (N,), source (N,), learned (N,), plain (N,) of one expert's samples.
+
+    films: of the plain ones, in order; embedding (films, D): of the same, None by the films alone, or from a graph that
+    has no such output.
+    """
 
     seen: Float32
     label: NDArray[np.int64]
     source: NDArray[np.str_]
     learned: NDArray[np.bool_]
     plain: NDArray[np.bool_]
+    films: list[Record]
+    embedding: Float32 | None = None
 
 
 def described(samples: Iterator[Sample], config: PreprocessConfig, session: Session | None, say: Say) -> Described:
     """By the film alone, or by the session's outputs. What holds no more than one value is left out."""
-    seen, kept = [], []
+    seen, kept, films = list[Float32](), [], list[Record]()
+    embeddings: list[Float32 | None] = []
     for sample in samples:
         if min(sample.pixels.shape) < 24 or sample.pixels.min() == sample.pixels.max():
             continue
@@ -190,9 +198,16 @@ def described(samples: Iterator[Sample], config: PreprocessConfig, session: Sess
         if session is None:
             seen.append(describe(tensor, geometry))
         else:
-            seen.append(describe_outputs(session.run(tensor[None]), 0, geometry))
+            outputs = session.run(tensor[None])
+            seen.append(describe_outputs(outputs, 0, geometry))
+            if sample.record is not None:
+                embeddings.append(outputs.embedding)
+        if sample.record is not None:
+            films.append(sample.record)
         kept.append((sample.label, sample.source, sample.learned, sample.plain))
         if len(kept) % (200 if session else 5000) == 0:
             say(f"{len(kept)} {'outputs' if session else 'films'}")
     label, source, learned, plain = zip(*kept, strict=True)
-    return Described(np.stack(seen), np.array(label), np.array(source), np.array(learned), np.array(plain))
+    known = [e for e in embeddings if e is not None]
+    columns = (np.array(label), np.array(source), np.array(learned), np.array(plain))
+    return Described(np.stack(seen), *columns, films, np.concatenate(known) if known else None)

@@ -97,7 +97,7 @@ def run(networks: Networks, images: Mapping[str, Tensor]) -> Outputs:
         if n.diagnosis is not None and len(nets) == 1 and alike and n.tasks[:3] == TASKS[:3]:
             image = _to(images["diagnosis"], n.diagnosis)
             if n.findings is None:
-                logits, maps, lungs = n.diagnosis(image)
+                logits, maps, lungs, *_ = n.diagnosis(image)
                 return Outputs(_array(logits), _array(maps)[:, 0], _array(lungs), None)
             logits, maps, lungs, findings = n.diagnosis.training_forward(image)  # type: ignore[operator]
             return Outputs(_array(logits), _array(maps.sigmoid())[:, 0], _array(lungs.sigmoid()), _array(findings))

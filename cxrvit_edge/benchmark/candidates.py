@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from cxrvit_edge.benchmark.options import Options
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import CxrVitError, EngineError, ParityError
 from cxrvit_edge.runtime import golden, tuning
 from cxrvit_edge.runtime.candidates import ON_GPU
 from cxrvit_edge.runtime.select import Opened, PassedOver, Sessions, open_every
-from cxrvit_edge.runtime.session import Outputs
+from cxrvit_edge.runtime.session import joined
 
 REFERENCE = ("onnxruntime", "fp32")  # what parity is held against where no stored outputs are given
 
@@ -78,18 +76,15 @@ def _name(opened: Opened) -> str:
 
 def _contender(bundle: Bundle, opened: Opened) -> Contender | PassedOver:
     """With its golden outputs compared now, since a pass on record may be old."""
-    allowed, worst = bundle.variant(opened.variant).tolerance, golden.Difference(0.0, 0.0)
+    allowed, worst = bundle.variant(opened.variant).tolerance, golden.Difference()
     try:
         films = golden.load_inputs(bundle)
         for graph, session in opened.sessions.by_graph.items():
-            rows = [session.run(film[None]) for film in films]
-            outputs = Outputs(*(np.concatenate(values) for values in zip(*rows, strict=True)))
-            found = golden.compare(outputs, golden.load_outputs(bundle, opened.variant, graph))
-            worst = golden.Difference(max(worst.logits, found.logits), max(worst.maps, found.maps))
+            outputs = joined([session.run(film[None]) for film in films])
+            worst = worst.worse(golden.compare(outputs, golden.load_outputs(bundle, opened.variant, graph)))
     except CxrVitError as error:
         return PassedOver(_name(opened), str(error), isinstance(error, ParityError))
-    passed = worst.logits <= allowed.logits and worst.maps <= allowed.maps
-    figures = {"logits": worst.logits, "maps": worst.maps, "passed": passed}
+    figures = {"logits": worst.logits, "maps": worst.maps, "passed": worst.within(allowed)}
     return Contender(_name(opened), opened.variant, opened.sessions, figures, _set_up(bundle, opened))
 
 

@@ -24,10 +24,19 @@ class TriageLogits(NamedTuple):
     findings: Tensor  # (B, findings)
 
 
-class TriageNet(nn.Module):
-    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2); maps in 0-1.
+def _eased(x: Tensor, share: float) -> Tensor:
+    """x, with `share` of its gradient."""
+    same = x.view_as(x)
+    if same.requires_grad:
+        same.register_hook(lambda gradient: gradient * share)
+    return same
 
-    With a stride of 64 the severity map is (B, 1, H/4, W/4).
+
+class TriageNet(nn.Module):
+    """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2), embedding (B, D).
+
+    Maps are in 0-1; the embedding is the class token after the encoder, which the diagnosis head reads. With a stride
+    of 64 the severity map is (B, 1, H/4, W/4).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -51,10 +60,15 @@ class TriageNet(nn.Module):
     def training_forward(self, image: Tensor) -> TriageLogits:
         return self.heads(self.backbone(image))
 
-    def heads(self, features: Features) -> TriageLogits:
-        """What every head says of the trunk's features."""
+    def heads(self, features: Features, side: float = 1.0) -> TriageLogits:
+        """What every head says of the trunk's features.
+
+        side: share of the map's and the lungs' gradient that goes on into encoder and trunk.
+        """
         token, tokens = self.encoder(self.corpus(features.s32))
         findings, _ = self.pcam(features.s32)
+        if side != 1.0:
+            tokens, features = _eased(tokens, side), Features(*(_eased(f, side) for f in features))
         return TriageLogits(self.diagnosis(token), self.severity(tokens), self.lungs(features), findings)
 
     def find(self, image: Tensor) -> Tensor:
@@ -94,7 +108,7 @@ class TriageNet(nn.Module):
         weights = weights.view(b, -1, gh, gw)
         return (weights[:, :, None] * features[:, None]).flatten(1, 2)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.backbone(image)
         token, tokens = self.encoder(self.corpus(features.s32))
-        return self.diagnosis(token), self.severity(tokens).sigmoid(), self.lungs(features).sigmoid()
+        return self.diagnosis(token), self.severity(tokens).sigmoid(), self.lungs(features).sigmoid(), token

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import islice
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from cxrvit_edge.bundle import Manifest, Selective
 from cxrvit_edge.findings import Finding
@@ -24,7 +25,9 @@ from cxrvit_edge.report.words import (
     RELEVANCE_CAPTION,
     RELEVANCE_LEGEND,
     SEVERITY_CAPTION,
+    UNLIKE,
     undecided,
+    unlike,
 )
 
 PICTURED = 200  # rows with an image: about 25 kB each
@@ -106,8 +109,10 @@ def _page(total: int, counts: tuple[Counter[str], Counter[str]], run: Run, manif
         urgent_score=f"{manifest.priority.urgent_score:g}",
         points=", ".join(f"{_class(c)} {points[c]:.2f}" for c in manifest.classes),
         sensitivity=run.rule.sensitivity,
-        abstained=", the network undecided" if run.rule.selective else "",
-        undecided="" if manifest.selective is None else _undecided(manifest.selective, run),
+        abstained=(", the network undecided" if run.rule.selective else "")
+        + ("" if manifest.guard.ood is None else f", {UNLIKE}"),
+        undecided=("" if manifest.selective is None else _undecided(manifest.selective, run))
+        + ("" if manifest.guard.ood is None else _unlike(manifest.guard.ood)),
         intended_use=shown(manifest.intended_use),
         relevance=f"<section><h2>Relevance</h2><p>{shown(RELEVANCE_LEGEND)}</p></section>" if explained else "",
         filters="".join(
@@ -168,8 +173,7 @@ def _judged(finding: Finding, manifest: Manifest, rich: bool) -> str:
     label = _class(finding.label) if finding.label else "no label"
     severity = finding.severity
     probabilities = _bars(finding, manifest) if rich else _probabilities(finding, manifest)
-    doubt = undecided(finding)
-    doubt = f'<p class="doubt">{_title(doubt)}</p>' if doubt else ""
+    doubt = "".join(f'<p class="doubt">{_title(text)}</p>' for text in (unlike(finding), undecided(finding)) if text)
     cells = f'<td class="find"><b>{label}</b>{doubt}{probabilities}</td>'
     if severity is None or severity.score is None or severity.zones is None:
         return cells + '<td colspan="2" class="none">Not measured: a lung was not found, or is too small.</td>'
@@ -272,6 +276,23 @@ def _undecided(sets: Selective, run: Run) -> str:
         f"not exactly one is, the network is undecided, and {then}. The limit was chosen on "
         f"{count(sets.images, 'validation image')} so that the true class is a possible one for "
         f"{100 * (1 - sets.alpha):g} % of films like those; at another hospital this does not hold.</p></section>\n"
+    )
+
+
+def _unlike(fitted: Mapping[str, Any]) -> str:
+    shares = [100 * float(one["over"]) for one in (fitted.get("left_out") or {}).values()]
+    seen = (
+        f" A source left out of the fit had {min(shares):.0f} to {max(shares):.0f} % of its films over it:"
+        if shares
+        else ""
+    )
+    seen += " expect more films of another hospital for review, and look at them." if shares else ""
+    asked = fitted.get("share")
+    chosen = "" if asked is None else f", chosen so that {100 * asked:g} % of the validation films are over it"
+    return (
+        "<section><h2>Unlike the films it learned from</h2><p>The distance of a film&#8217;s features from those of "
+        f"the films that the network learned from has a limit{chosen}. A film over it is for review whatever its "
+        f"flags.{seen}</p></section>\n"
     )
 
 

@@ -51,6 +51,14 @@ REASONS: dict[str, str] = {
 }
 
 
+UNLIKE = "unlike the films the network learned from"
+
+
+def unlike(finding: Finding) -> str:
+    """What is said of a film over its bundle's threshold of `ood.Familiar`; empty of any other."""
+    return UNLIKE if finding.ood is not None and finding.ood.over else ""
+
+
 def undecided(finding: Finding) -> str:
     """What is said of a film whose prediction set is not of one class; empty if it is, or if it has none."""
     possible = finding.prediction_set

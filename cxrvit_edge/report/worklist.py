@@ -13,6 +13,7 @@ from cxrvit_edge.bundle import Manifest
 from cxrvit_edge.errors import Reason
 from cxrvit_edge.findings import Finding
 from cxrvit_edge.plain_text import escaped
+from cxrvit_edge.report.words import unlike
 
 ZONES = tuple(f"zone_image_{side}_{row}" for side in ("left", "right") for row in ("upper", "middle", "lower"))
 _NO_STUDY = frozenset({Reason.NOT_AN_IMAGE.value, Reason.IS_DIRECTORY.value})
@@ -109,7 +110,7 @@ def _row(rank: int, finding: Finding, classes: Sequence[str]) -> Iterator[str | 
     yield cell(finding.file)
     yield cell(finding.status)
     reason = finding.reason or {}
-    yield cell(f"{reason.get('code', '')}: {reason.get('message', '')}" if reason else "")
+    yield cell(f"{reason.get('code', '')}: {reason.get('message', '')}" if reason else unlike(finding))
     yield cell(finding.view)
     yield cell(finding.label or "")
     for name in classes:

@@ -11,18 +11,18 @@ import hashlib
 import json
 import platform
 import zipfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cxrvit_edge.bundle import Bundle, cache_dir
+from cxrvit_edge.bundle import Bundle, Tolerance, cache_dir
 from cxrvit_edge.errors import BundleError, ParityError
 from cxrvit_edge.host import processor
 from cxrvit_edge.preprocess import Float32, PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.runtime import records
-from cxrvit_edge.runtime.session import Outputs, Session
+from cxrvit_edge.runtime.session import EMBEDDING, Outputs, Session, joined
 
 PREPROCESS_TOLERANCE = 2 / 255  # before normalisation: other builds of OpenCV round otherwise
 MAP_STEPS = 65535  # maps are stored as uint16
@@ -31,10 +31,34 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # wh
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest logit difference and mean map difference over the golden set."""
+    """Largest logit difference, mean map difference over the golden set, and that of the embedding: the largest RMS
+    difference of a film over the standard deviation of all golden values, 0 where the golden set has none.
 
-    logits: float
-    maps: float
+    An embedding's hundreds of values have one scale, that of the last LayerNorm, and are used together, as a distance:
+    so a film's RMS counts, not the one value that rounding hit hardest.
+    """
+
+    logits: float = 0.0
+    maps: float = 0.0
+    embedding: float = 0.0
+
+    def within(self, allowed: Tolerance) -> bool:
+        """Not so if one is NaN."""
+        return self.logits <= allowed.logits and self.maps <= allowed.maps and self.embedding <= allowed.embedding
+
+    def worse(self, other: Difference) -> Difference:
+        """The larger of each; NaN stays."""
+        return Difference(*(float(np.maximum(a, b)) for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def against(self, allowed: Tolerance) -> str:
+        """In a sentence's end."""
+        parts = [
+            f"logits differ by {self.logits:.2e} (at most {allowed.logits:.0e})",
+            f"maps by {self.maps:.2e} on average (at most {allowed.maps:.0e})",
+        ]
+        if not self.embedding <= allowed.embedding:
+            parts.append(f"the embedding by {self.embedding:.2e} of its spread (at most {allowed.embedding:.0e})")
+        return ", ".join(parts)
 
 
 def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: bool = False) -> bool:
@@ -47,21 +71,20 @@ def check(bundle: Bundle, variant: str, graph: str, session: Session, *, again: 
         return False
     inputs, expected = load_inputs(bundle), load_outputs(bundle, variant, graph)
     allowed = bundle.variant(variant).tolerance
-    worst = Difference(0.0, 0.0)
+    worst = Difference()
     for size in session.batch_sizes or (len(inputs),):
         rows = np.arange(max(size, len(inputs))) % len(inputs)  # all films, in batches of `size` and a remainder
         parts = [session.run(inputs[rows[i : i + size]]) for i in range(0, len(rows), size)]
-        found = compare(Outputs(*map(np.concatenate, zip(*parts, strict=True))), _rows(expected, rows))
-        worst = Difference(max(worst.logits, found.logits), max(worst.maps, found.maps))
-        if found.logits <= allowed.logits and found.maps <= allowed.maps:  # not so if one is NaN
+        found = compare(joined(parts), expected.rows(rows))
+        worst = worst.worse(found)
+        if found.within(allowed):
             continue
         with contextlib.suppress(OSError):
             record.unlink()
         where = f"on this box in batches of {size}" if session.batch_sizes else "on this box"
         raise ParityError(
             f"{session.backend} {session.version} {variant} does not reproduce the golden outputs {where}: "
-            f"logits differ by {found.logits:.2e} (at most {allowed.logits:.0e}), maps by {found.maps:.2e} on average "
-            f"(at most {allowed.maps:.0e}); do not use it here, take --backend onnxruntime --precision fp32"
+            f"{found.against(allowed)}; do not use it here, take --backend onnxruntime --precision fp32"
         )
     body = {"backend": session.backend, "version": session.version, "precision": session.precision, **vars(worst)}
     records.write(record, body)
@@ -122,29 +145,32 @@ def normalised(before: NDArray[np.uint8], config: PreprocessConfig) -> Float32:
 
 
 def load_outputs(bundle: Bundle, variant: str, graph: str) -> Outputs:
-    """Stored outputs of a variant's own exact arithmetic."""
+    """Stored outputs of a variant's own exact arithmetic; without embedding where the bundle has none."""
     path = bundle.file(bundle.variant(variant).golden)
     try:
         with path.open("rb") as f, np.load(f, allow_pickle=False) as stored:
-            maps = [stored[f"{graph}.{name}"].astype(np.float32) / MAP_STEPS for name in ("severity_map", "lung_mask")]
-            return Outputs(stored[f"{graph}.logits"], *maps)
+            severity, lungs = (
+                stored[f"{graph}.{name}"].astype(np.float32) / MAP_STEPS for name in ("severity_map", "lung_mask")
+            )
+            return Outputs(stored[f"{graph}.logits"], severity, lungs, stored.get(f"{graph}.{EMBEDDING}"))
     except UNREADABLE as error:
         raise BundleError(f"{path}: not golden outputs ({error}); export the bundle again") from error
 
 
 def compare(outputs: Outputs, expected: Outputs) -> Difference:
-    """NaN if any output has one, infinite if a shape is another."""
-    if any(a.shape != b.shape for a, b in zip(outputs, expected, strict=True)):
-        return Difference(float("inf"), float("inf"))
+    """NaN if any output has one, infinite if a shape is another. An embedding that is not expected is not looked at."""
+    pairs = [(a, b) for a, b in zip(outputs, expected, strict=True) if b is not None]
+    if any(a is None or a.shape != b.shape for a, b in pairs):
+        return Difference(*[float("inf")] * 3)
     maps = [
         np.abs(outputs.severity_map - expected.severity_map).mean(),
         np.abs(outputs.lung_mask - expected.lung_mask).mean(),
     ]
-    return Difference(float(np.abs(outputs.logits - expected.logits).max()), float(np.max(maps)))
-
-
-def _rows(outputs: Outputs, rows: NDArray[np.intp]) -> Outputs:
-    return Outputs(*(values[rows] for values in outputs))
+    embedding = 0.0
+    if outputs.embedding is not None and expected.embedding is not None:
+        gap = (outputs.embedding - expected.embedding).astype(np.float64)
+        embedding = float(np.sqrt((gap**2).mean(axis=1).max()) / max(float(expected.embedding.std()), 1e-12))
+    return Difference(float(np.abs(outputs.logits - expected.logits).max()), float(np.max(maps)), embedding)
 
 
 def _cv2_version() -> str:

@@ -10,9 +10,8 @@ import numpy as np
 
 from cxrvit_edge.errors import EngineError
 from cxrvit_edge.host import cpu_flags
-from cxrvit_edge.runtime.session import Float32, Outputs
+from cxrvit_edge.runtime.session import Float32, Outputs, named
 
-OUTPUTS = ["logits", "severity_map", "lung_mask"]
 DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")  # 8-bit products summed in 32 bits
 NO_SATURATION = ("session.x64quantprecision", "1")
 NO_QUANTISED_KERNELS = ("session.disable_quant_qdq", "1")
@@ -79,13 +78,14 @@ class OnnxRuntimeSession:
             raise EngineError(
                 f"{self.path}: ONNX Runtime {ort.__version__} cannot load it ({_first_line(error)})"
             ) from error
+        self._outputs = named([output.name for output in self._session.get_outputs()])
         self.version: str = ort.__version__
         self.precision = precision
         self.fingerprint = fingerprint(graph_settings(settings, entries, optimised))
 
     def run(self, batch: Float32) -> Outputs:
         try:
-            values = self._session.run(OUTPUTS, {"image": np.ascontiguousarray(batch, np.float32)})
+            values = self._session.run(self._outputs, {"image": np.ascontiguousarray(batch, np.float32)})
         except Exception as error:
             raise EngineError(
                 f"{self.path}: ONNX Runtime failed on a batch of {len(batch)} ({_first_line(error)})"

@@ -10,8 +10,7 @@ import numpy as np
 
 from cxrvit_edge.errors import EngineError
 from cxrvit_edge.host import cores, give_back_memory
-from cxrvit_edge.runtime.onnxruntime import OUTPUTS
-from cxrvit_edge.runtime.session import Float32, Outputs
+from cxrvit_edge.runtime.session import Float32, Outputs, named
 
 ARITHMETICS = ("f32", "bf16")
 
@@ -48,6 +47,7 @@ class OpenVinoSession:
             if cache is not None:
                 self._core.set_property({"CACHE_DIR": str(cache)})
             self._model = self._core.read_model(str(path))
+            self._outputs = named([name for output in self._model.outputs for name in output.get_names()])
         except Exception as error:  # OpenVINO raises RuntimeError and its own
             raise EngineError(f"{path}: OpenVINO {self.version} cannot load it ({_first_line(error)})") from error
 
@@ -62,7 +62,9 @@ class OpenVinoSession:
         try:
             request = self._requests.get(len(batch)) or self._compiled(batch.shape)
             found = request.infer({"image": np.ascontiguousarray(batch, np.float32)})
-            return Outputs(*(np.array(found[name], np.float32) for name in OUTPUTS))  # copies: its buffers are reused
+            return Outputs(
+                *(np.array(found[name], np.float32) for name in self._outputs)
+            )  # copies: its buffers are reused
         except Exception as error:
             raise EngineError(
                 f"{self.path}: OpenVINO failed on a batch of {len(batch)} ({_first_line(error)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,36 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 
 
+OUTPUTS = ("logits", "severity_map", "lung_mask")  # of every graph
+EMBEDDING = "embedding"  # of graphs that have it
+
+
 class Outputs(NamedTuple):
+    """embedding: the class token after the encoder; None of a graph without that output."""
+
     logits: Float32  # (B, 3)
     severity_map: Float32  # (B, 1, 256, 256) in [0, 1]
     lung_mask: Float32  # (B, 2, 256, 256) in [0, 1], image-left lung, image-right lung
+    embedding: Float32 | None = None  # (B, D)
+
+    def rows(self, at: Any) -> Outputs:
+        """Of a slice or an array of indices."""
+        embedding = None if self.embedding is None else self.embedding[at]
+        return Outputs(self.logits[at], self.severity_map[at], self.lung_mask[at], embedding)
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """One after the other; without embedding where one part has none."""
+    if len(parts) == 1:
+        return parts[0]
+    logits, maps, lungs = (np.concatenate(values) for values in zip(*(part[:3] for part in parts), strict=True))
+    embeddings = [part.embedding for part in parts if part.embedding is not None]
+    return Outputs(logits, maps, lungs, np.concatenate(embeddings) if len(embeddings) == len(parts) else None)
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Of a graph's outputs those that are `Outputs`, in their order."""
+    return [*OUTPUTS, *([EMBEDDING] if EMBEDDING in names else [])]
 
 
 class Session(Protocol):

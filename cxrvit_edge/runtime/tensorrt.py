@@ -26,9 +26,9 @@ from cxrvit_edge.errors import EngineError
 from cxrvit_edge.host import gpus
 from cxrvit_edge.runtime import builder, records
 from cxrvit_edge.runtime.cuda import Bytes, Cuda
-from cxrvit_edge.runtime.session import Float32, Outputs
+from cxrvit_edge.runtime.session import OUTPUTS, Float32, Outputs, joined, named
 
-IMAGE, OUTPUTS = "image", Outputs._fields
+IMAGE = "image"
 
 
 class TensorRTSession:
@@ -79,7 +79,7 @@ class TensorRTSession:
             )
         self._cuda.select()
         parts = [self._part(batch[i : i + self.largest]) for i in range(0, len(batch), self.largest)]
-        return parts[0] if len(parts) == 1 else Outputs(*map(np.concatenate, zip(*parts, strict=True)))
+        return joined(parts)
 
     def close(self) -> None:
         """Give the GPU's memory back. Runs by itself when the session is forgotten or the process ends."""
@@ -102,7 +102,7 @@ class TensorRTSession:
         self._stream = self._cuda.stream()
         for name, size in self._sizes.items():
             self._device[name] = self._cuda.allocate(size * self.largest)
-            if name == IMAGE or name in OUTPUTS:
+            if name == IMAGE or name in self._outputs:
                 self._pinned[name] = self._cuda.pinned(size * self.largest)
         self._configure()
 
@@ -112,11 +112,12 @@ class TensorRTSession:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if absent := sorted({IMAGE, *OUTPUTS} - set(names)):
             raise EngineError(f"{self.path}: the engine has no {', '.join(absent)}; run `cxrvit-edge build` again")
+        self._outputs = named(names)
         self.largest = int(next(iter(engine.get_tensor_profile_shape(IMAGE, 0)[2])))
         self._shapes = {name: tuple(engine.get_tensor_shape(name))[1:] for name in names}
         kinds = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
         whole = all(size > 0 for shape in self._shapes.values() for size in shape)
-        if not whole or any(kinds[name] != np.float32 for name in (IMAGE, *OUTPUTS)):
+        if not whole or any(kinds[name] != np.float32 for name in (IMAGE, *self._outputs)):
             raise EngineError(f"{self.path}: not an engine of ours ({self._shapes}); run `cxrvit-edge build` again")
         self._sizes = {name: math.prod(self._shapes[name]) * kinds[name].itemsize for name in names}
 
@@ -168,10 +169,10 @@ class TensorRTSession:
             cuda.launch(self._graphs[count], self._stream)
         elif not first:
             self._enqueue(count)
-        for name in OUTPUTS:
+        for name in self._outputs:
             cuda.to_host(self._pinned[name], self._device[name], count * self._sizes[name], self._stream)
         cuda.wait(self._stream)
-        return Outputs(*(self._read(self._pinned[name], name, count) for name in OUTPUTS))
+        return Outputs(*(self._read(self._pinned[name], name, count) for name in self._outputs))
 
     def _read(self, pinned: Bytes, name: str, count: int) -> Float32:
         values = pinned[: count * self._sizes[name]].view(np.float32)

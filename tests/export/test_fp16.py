@@ -46,7 +46,7 @@ def test_ends_are_float32_and_all_between_is_half(half: onnx.ModelProto) -> None
     assert len(floats) > 500
     casts = [n.name for n in half.graph.node if n.op_type == "Cast"]
     assert [n.input[0] for n in half.graph.node if n.op_type == "Shape"] == ["image"]
-    assert casts == ["image.half", "logits.full", "severity_map.full", "lung_mask.full"]
+    assert casts == ["image.half", "logits.full", "severity_map.full", "lung_mask.full", "embedding.full"]
 
 
 def test_it_says_what_float32_says(exported: Exported, half: onnx.ModelProto, films: NDArray[np.float32]) -> None:

@@ -84,6 +84,7 @@ def test_what_a_runtime_sees(small_bundle: Path, model: onnx.ModelProto, tmp_pat
         "logits": [batch, 3],
         "severity_map": [batch, 1, half, half],
         "lung_mask": [batch, 2, half, half],
+        "embedding": [batch, 48],
     }
     for value in (image, *model.graph.output):
         assert value.type.tensor_type.elem_type == TensorProto.FLOAT

@@ -24,11 +24,12 @@ def edge() -> TriageNet:
 @pytest.mark.parametrize(("size", "batch"), [(64, 3), (128, 2), (256, 1), (512, 1)])
 def test_outputs_of_edge(edge: TriageNet, size: int, batch: int) -> None:
     with torch.inference_mode():
-        logits, severity_map, lung_mask = edge(torch.randn(batch, 1, size, size))
+        logits, severity_map, lung_mask, embedding = edge(torch.randn(batch, 1, size, size))
     assert logits.shape == (batch, 3)
     assert severity_map.shape == (batch, 1, size // 2, size // 2)
     assert lung_mask.shape == (batch, 2, size // 2, size // 2)
-    for output in (logits, severity_map, lung_mask):
+    assert embedding.shape == (batch, edge.config.width)
+    for output in (logits, severity_map, lung_mask, embedding):
         assert output.dtype == torch.float32
         assert torch.isfinite(output).all()
         assert output.std() > 0
@@ -42,7 +43,8 @@ def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet) ->
     image = torch.randn(2, 1, 64, 64)
     with torch.inference_mode():
         out = edge.training_forward(image)
-        logits, severity_map, lung_mask = edge(image)
+        logits, severity_map, lung_mask, embedding = edge(image)
+        torch.testing.assert_close(edge.diagnosis(embedding), logits)
     torch.testing.assert_close(out.logits, logits)
     torch.testing.assert_close(out.severity.sigmoid(), severity_map)
     torch.testing.assert_close(out.lungs.sigmoid(), lung_mask)
@@ -80,7 +82,7 @@ def test_a_corpus_after_pcam_is_the_features_times_each_findings_map(corpus: str
 def test_twice_the_stride_keeps_the_grid() -> None:
     net = TriageNet(replace(SMALL, image_size=128, stride=64)).eval()
     assert net.config.grid == 2 and net.encoder.position.shape == (1, 5, 16)
-    logits, severity, lungs = net(torch.randn(1, 1, 128, 128))
+    logits, severity, lungs, _ = net(torch.randn(1, 1, 128, 128))
     assert (logits.shape, severity.shape, lungs.shape) == ((1, 3), (1, 1, 32, 32), (1, 2, 64, 64))
 
 

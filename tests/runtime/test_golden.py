@@ -102,7 +102,7 @@ def test_key_holds_what_a_pass_depends_on(
         keys.append(key(s=other))
     blur = {**bundle.manifest.preprocessing, "blur_sigma": 1.0}
     keys.append(key(replace(bundle, manifest=replace(bundle.manifest, preprocessing=blur))))
-    loose = {"fp32": replace(bundle.variant("fp32"), tolerance=Tolerance(1.0, 1.0))}
+    loose = {"fp32": replace(bundle.variant("fp32"), tolerance=Tolerance(1.0, 1.0, 1.0))}
     keys.append(key(replace(bundle, manifest=replace(bundle.manifest, variants=loose))))
     for part in ("system", "machine"):
         with monkeypatch.context() as patch:
@@ -133,6 +133,12 @@ def test_key_holds_what_a_pass_depends_on(
         pytest.param(lambda o: o._replace(severity_map=o.severity_map[..., ::-1]), id="map mirrored"),
         pytest.param(lambda o: o._replace(logits=o.logits[:1]), id="one row"),
         pytest.param(lambda o: o._replace(lung_mask=o.lung_mask[:, :1]), id="one lung"),
+        pytest.param(added("embedding", 1e-3), id="embedding"),
+        pytest.param(added("embedding", 0.01, (2, 7)), id="one value of the embedding"),
+        pytest.param(added("embedding", float("nan"), (3, 0)), id="nan in the embedding"),
+        pytest.param(lambda o: o._replace(embedding=o.embedding[::-1]), id="embeddings of other films"),
+        pytest.param(lambda o: o._replace(embedding=o.embedding[:, :8]), id="a shorter embedding"),
+        pytest.param(lambda o: o._replace(embedding=None), id="no embedding"),
         pytest.param(lambda o: o._replace(severity_map=o.severity_map[..., ::2, ::2]), id="a smaller map"),
     ],
 )
@@ -248,11 +254,19 @@ def test_inputs_are_four_films_of_both_depths(bundle: Bundle) -> None:
 def test_outputs_are_the_variants_own(bundle: Bundle, session: OnnxRuntimeSession) -> None:
     expected = golden.load_outputs(bundle, "fp32", "shared")
     half = small.SIZE // 2
-    assert [v.shape for v in expected] == [(4, 3), (4, 1, half, half), (4, 2, half, half)]
+    assert expected.embedding is not None
+    assert [v.shape for v in expected if v is not None] == [
+        (4, 3),
+        (4, 1, half, half),
+        (4, 2, half, half),
+        (4, small.config().width),
+    ]
+    np.testing.assert_array_less(0.1, expected.embedding.std())
     assert len({tuple(row) for row in expected.logits}) == 4, "films that the network cannot tell apart prove nothing"
     found = golden.compare(session.run(golden.load_inputs(bundle)), expected)
     assert found.logits <= 1e-4
     assert found.maps <= 1e-5
+    assert found.embedding <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["golden_inputs.npz", "golden_fp32.npz"])

@@ -20,7 +20,7 @@ from cxrvit_edge.preprocess import PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import Radiograph
 from cxrvit_edge.runtime import golden
 from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
-from cxrvit_edge.runtime.session import Float32, Session
+from cxrvit_edge.runtime.session import Float32, Session, joined
 from cxrvit_edge.runtime.torch import TorchSession
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -55,9 +55,10 @@ def test_outputs_as_the_protocol_has_them(sessions: dict[str, Session], batch: F
     assert session.version == __import__(backend).__version__
     out = session.run(batch)
     half = small.SIZE // 2
-    assert [v.shape for v in out] == [(6, 3), (6, 1, half, half), (6, 2, half, half)]
-    assert {v.dtype for v in out} == {np.dtype(np.float32)}
-    for maps in out[1:]:
+    assert out.embedding is not None and out.embedding.shape == (6, small.config().width)
+    assert [v.shape for v in out[:3]] == [(6, 3), (6, 1, half, half), (6, 2, half, half)]
+    assert {v.dtype for v in out if v is not None} == {np.dtype(np.float32)}
+    for maps in (out.severity_map, out.lung_mask):
         assert maps.min() >= 0
         assert maps.max() <= 1
         assert maps[:3].std() > 0.01
@@ -69,7 +70,7 @@ def test_a_batch_is_its_images(sessions: dict[str, Session], batch: Float32, bac
     session = sessions[backend]
     whole = session.run(batch)
     three = session.run(batch[3:])
-    for name, atol in (("logits", 1e-4), ("severity_map", 1e-3), ("lung_mask", 1e-3)):
+    for name, atol in (("logits", 1e-4), ("severity_map", 1e-3), ("lung_mask", 1e-3), ("embedding", 1e-4)):
         expected = getattr(whole, name)
         np.testing.assert_allclose(getattr(three, name), expected[3:], rtol=0, atol=atol)
         for i in range(len(batch)):
@@ -83,6 +84,28 @@ def test_onnx_is_the_reference(sessions: dict[str, Session], batch: Float32) -> 
     assert np.abs(a.logits - b.logits).max() <= 1e-4
     assert np.abs(a.severity_map - b.severity_map).max() <= 1e-3
     assert np.abs(a.lung_mask - b.lung_mask).max() <= 1e-3
+    assert a.embedding is not None and b.embedding is not None
+    assert np.abs(a.embedding - b.embedding).max() <= 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bundle_older_than_the_embedding_runs_as_before(
+    small_bundle: Path, sessions: dict[str, Session], batch: Float32, backend: str, tmp_path: Path, fresh_cache: Path
+) -> None:
+    folder = shutil.copytree(small_bundle, tmp_path / "bundle", copy_function=os.link)
+    small.forget_embedding(folder)
+    bundle = Bundle.open(folder)
+    old = OnnxRuntimeSession(folder / "fp32.onnx", precision="fp32", threads=1)
+    session: Session = old if backend == "onnxruntime" else sessions["torch"]
+    assert old.run(batch).embedding is None
+    for a, b in zip(session.run(batch)[:3], sessions[backend].run(batch)[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    expected = golden.load_outputs(bundle, "fp32", "shared")
+    assert expected.embedding is None
+    assert golden.check(bundle, "fp32", "shared", session)
+    two = [old.run(batch[:1]), sessions["torch"].run(batch[1:2])]
+    assert joined(two).embedding is None and len(joined(two).logits) == 2
+    assert two[0].rows(slice(0, 1)).embedding is None
 
 
 @pytest.mark.parametrize(

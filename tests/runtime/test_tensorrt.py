@@ -31,6 +31,7 @@ from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.session import Float32, Outputs
 from cxrvit_edge.runtime.tensorrt import TensorRTSession
 
+WIDTH = small.config().width
 GPU = Gpu(0, "NVIDIA Test 86", "86", 8 << 30, "999.1")
 RUN = ["cudaMemcpyAsync", "cudaGraphLaunch", *["cudaMemcpyAsync"] * 3, "cudaStreamSynchronize"]
 CAPTURE = ["cudaStreamBeginCapture", "execute_async_v3", "cudaStreamEndCapture"]
@@ -283,7 +284,7 @@ def test_the_golden_check_runs_every_batch_size(box: Box, real: tuple[Bundle, On
         outputs = session.run(batch)
         return outputs._replace(logits=outputs.logits + (0.5 if len(batch) == wrong else 0))
 
-    box.load(FakeEngine(box.cuda, compute, size=small.SIZE, half=small.SIZE // 2, most=3))
+    box.load(FakeEngine(box.cuda, compute, size=small.SIZE, half=small.SIZE // 2, most=3, width=WIDTH))
     wrong = 0
     assert golden.check(bundle, "fp32", "shared", box.open())
     assert sorted(set(sizes)) == [1, 2, 3]
@@ -336,7 +337,7 @@ def test_auto_takes_the_gpu_where_an_engine_is_built(
         outputs = real[1].run(batch)
         return outputs._replace(logits=outputs.logits + np.float32(bent))
 
-    box.load(FakeEngine(box.cuda, compute, size=small.SIZE, half=small.SIZE // 2, most=4))
+    box.load(FakeEngine(box.cuda, compute, size=small.SIZE, half=small.SIZE // 2, most=4, width=WIDTH))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     bundle = Bundle.open(folder)
     assert open_here(bundle) == ("onnxruntime", "fp32")

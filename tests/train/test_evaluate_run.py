@@ -92,7 +92,7 @@ def test_predictions_follow_the_files(records: list[Record], tmp_path: Path) -> 
     for i, record in enumerate(records):
         image, geometry = preprocess(read(record.path), P64)
         with torch.inference_mode():
-            logits, maps, lungs = net(torch.from_numpy(image)[None])
+            logits, maps, lungs, _ = net(torch.from_numpy(image)[None])
             findings = net.find(torch.from_numpy(image)[None])
         np.testing.assert_allclose(p.logits[i], logits[0].numpy(), rtol=1e-3, atol=1e-4)
         assert p.findings is not None

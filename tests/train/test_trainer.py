@@ -106,7 +106,7 @@ def test_a_run_leaves_a_network_and_a_log(whole: Trainer) -> None:
     assert extra["sources"] == {"cohen": 3, "nih": 4}
     assert PreprocessConfig.from_dict(extra["preprocessing"]) == PreprocessConfig(size=64)
     with torch.inference_mode():
-        logits, severity_map, lungs = checkpoint.network(weights, config)(torch.randn(2, 1, 64, 64))
+        logits, severity_map, lungs, _ = checkpoint.network(weights, config)(torch.randn(2, 1, 64, 64))
     assert torch.isfinite(logits).all()
     assert severity_map.shape == (2, 1, 32, 32) and lungs.shape == (2, 2, 32, 32)
     (step,) = rows(whole.out / "steps.csv")
