@@ -109,6 +109,9 @@ OWN: dict[str, dict[str, Option]] = {
     "joint": {
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
         "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
+        "side": _option(
+            float, 1.0, "Share of map's and lungs' gradient that reaches the trunk.", panel=_TASK, min=0, max=1
+        ),
         "teacher": _option(
             list[Path] | None,
             None,
@@ -175,6 +178,7 @@ VERBS["crossval"] = {
     "fold": _option(
         list[int] | None, None, "Only this fold, from 0; repeat. The last one made pools all.", panel=_CROSS
     ),
+    "partial": _option(bool, False, "Pool the folds that are there, for a first look.", "--partial", panel=_CROSS),
     "judged": _option(
         str, "all", "Held-out images judged: all, or reusable (what weights may learn from).", panel=_CROSS
     ),

@@ -186,9 +186,9 @@ def objective_of(
         from train.objectives.lungs import AdaINObjective, LungObjective
 
         return AdaINObjective(cast(AdaINSegmenter, net)) if config.network == "adain" else LungObjective(net)
-    from train.objectives.joint import Joint
+    from train.objectives.joint import Joint, Weights
 
-    return Joint(cast(TriageNet, net), weight, teaching=_teaching(values["teacher"]))
+    return Joint(cast(TriageNet, net), weight, Weights(side=values["side"]), _teaching(values["teacher"]))
 
 
 def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
@@ -248,7 +248,7 @@ OPTIONS_OF = {
     "diagnosis": ("class_weight", "label_smoothing"),
     "severity": ("brixia_threshold", "normal_weight"),
     "simclr": ("temperature",),
-    "joint": ("brixia_threshold", "normal_weight"),
+    "joint": ("brixia_threshold", "normal_weight", "side"),
 }
 
 

@@ -14,12 +14,18 @@ from train_files import Folder
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model import checkpoint
+from cxrvit_edge.model.densenet import Features
 from cxrvit_edge.model.triage_net import TriageNet
 from train.networks.build import build
-from train.objectives.teaching import TEMPERATURE, Teaching, answer, width
+from train.objectives.teaching import TEMPERATURE, Teaching, answer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-NAMES = ["cxrvit", "densenet121", "efficientnet-lite0", "vit"]
+MAPS = {  # channels by stride
+    "cxrvit": {4: 256, 8: 512, 16: 1024, 32: 1024},
+    "densenet121": {4: 256, 8: 512, 16: 1024, 32: 1024},
+    "efficientnet-lite0": {4: 24, 8: 40, 16: 112, 32: 1280},
+    "vit": {16: 16},
+}
 
 
 def net_of(name: str) -> nn.Module:
@@ -34,12 +40,20 @@ def net_of(name: str) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", MAPS)
 def test_an_answer_is_what_the_network_says(name: str) -> None:
     net, image = net_of(name), torch.randn(2, 1, 64, 64)
     said = answer(net, image)
     torch.testing.assert_close(said.logits, net.diagnose(image))  # type: ignore[operator]
-    assert said.features.shape == (2, width(net), 2, 2) and not said.logits.requires_grad
+    assert {s: tuple(m.shape) for s, m in said.maps.items()} == {
+        s: (2, channels, 64 // s, 64 // s) for s, channels in MAPS[name].items()
+    }
+    assert not said.logits.requires_grad
+
+
+def drawn(batch: int, size: int) -> Features:
+    """Of a student, for images of `size`."""
+    return Features(*(torch.randn(batch, c, size // s, size // s) for s, c in MAPS["cxrvit"].items()))
 
 
 def learned(teaching: Teaching, image: Tensor) -> TriageNet:
@@ -47,7 +61,7 @@ def learned(teaching: Teaching, image: Tensor) -> TriageNet:
     student = TriageNet(TINY).train()
     features = student.backbone(image)
     upright = torch.ones(len(image), dtype=torch.bool)
-    terms = teaching(image, student.heads(features).logits, features.s32, upright)
+    terms = teaching(image, student.heads(features).logits, features, upright)
     torch.stack([t.total for t in terms.values()]).sum().backward()
     return student
 
@@ -64,12 +78,13 @@ def test_only_the_student_and_the_projection_learn() -> None:
         assert not t.training and all(torch.equal(v, old[k]) for k, v in t.state_dict().items())
     own = {k.partition(".")[0] for k in teaching.state_dict()}
     assert own == {"project", "standard"}
+    assert len(teaching.project) == len(MAPS["efficientnet-lite0"]) + len(MAPS["densenet121"])
 
 
 def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
     teachers, image = [net_of("efficientnet-lite0"), net_of("densenet121")], torch.randn(3, 1, 64, 64)
     logits, upright = torch.randn(3, 3), torch.tensor([True, False, True])
-    terms = Teaching(teachers)(image, logits, torch.zeros(3, 1024, 2, 2), upright)
+    terms = Teaching(teachers)(image, logits, drawn(3, 64), upright)
     mean = torch.stack([answer(t, image).logits for t in teachers]).mean(0)
     p, q = (mean / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
     each = (p * (p / q).log()).sum(1) * TEMPERATURE**2
@@ -80,7 +95,7 @@ def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     teacher, image = net_of("cxrvit"), torch.randn(4, 1, 64, 64)
     said = answer(teacher, image)
-    terms = Teaching([teacher])(image, said.logits, said.features, torch.tensor([True] * 4))
+    terms = Teaching([teacher])(image, said.logits, Features(*said.maps.values()), torch.tensor([True] * 4))
     assert abs(float(terms["teacher"].total)) < 1e-5
 
 
@@ -113,7 +128,7 @@ def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
     small = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)
     teaching, upright = Teaching([teacher], [64]), torch.tensor([True, True])
     said = answer(teacher, small)
-    terms = teaching(image, said.logits, torch.randn(2, 1024, 4, 4), upright)
+    terms = teaching(image, said.logits, drawn(2, 128), upright)
     assert abs(float(terms["teacher"].total)) < 1e-5
-    whole = Teaching([teacher], [128])(image, said.logits, torch.randn(2, 1024, 4, 4), upright)
+    whole = Teaching([teacher], [128])(image, said.logits, drawn(2, 128), upright)
     assert float(whole["teacher"].total) > 1e-3

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model.config import NetworkConfig
-from cxrvit_edge.model.densenet import CHANNELS, DenseNet121
+from cxrvit_edge.model.densenet import CHANNELS, DenseNet121, Features
 from train.networks import efficientnet_lite
 from train.networks.baseline import Baseline
 from train.networks.efficientnet_lite import EfficientNetLite0
@@ -33,6 +33,10 @@ def resnet(depth: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict((k, v) for k, v in net.named_children() if k != "avgpool"))
 
 
+def by_stride(f: Features) -> dict[int, Tensor]:
+    return {4: f.s4, 8: f.s8, 16: f.s16, 32: f.s32}
+
+
 _TRUNKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "densenet121": (DenseNet121, CHANNELS.s32),
     "resnet50": (partial(resnet, 50), RESNET_CHANNELS),
@@ -51,9 +55,15 @@ class Convolutional(Baseline):
 
     def features(self, image: Tensor) -> Tensor:
         """The last feature map (B, C, H/32, W/32), after its ReLU."""
-        out = self.backbone(image)
-        last: Tensor = out.s32 if isinstance(self.backbone, DenseNet121) else out
-        return last
+        return self.levels(image)[32]
+
+    def levels(self, image: Tensor) -> dict[int, Tensor]:
+        """Maps by stride: of 4, 8 and 16 where the trunk gives them, and 32."""
+        if isinstance(self.backbone, DenseNet121):
+            return by_stride(self.backbone(image))
+        if isinstance(self.backbone, EfficientNetLite0):
+            return self.backbone.levels(image)
+        return {32: self.backbone(image)}
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(image)

@@ -21,6 +21,7 @@ _BLOCKS = (  # repeats, kernel, stride of the first, expansion, channels
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+_LEVELS = {2: 4, 4: 8, 10: 16}  # stride after a block
 DROP_PATH = 0.2  # of the last block; those before in proportion
 
 
@@ -88,8 +89,16 @@ class EfficientNetLite0(nn.Module):
         """Layers up to a stride of 8."""
         return [self._conv_stem, self._bn0, *self._blocks[: sum(repeats for repeats, *_ in _BLOCKS[:3])]]
 
-    def forward(self, image: Tensor) -> Tensor:
+    def levels(self, image: Tensor) -> dict[int, Tensor]:
+        """Maps by stride: 4 (24 channels), 8 (40), 16 (112), each before the next stride, and 32 (1280)."""
         x = F.relu6(self._bn0(self._conv_stem(image)))
-        for block in self._blocks:
+        out = {}
+        for i, block in enumerate(self._blocks):
             x = block(x)
-        return F.relu6(self._bn1(self._conv_head(x)))
+            if i in _LEVELS:
+                out[_LEVELS[i]] = x
+        out[32] = F.relu6(self._bn1(self._conv_head(x)))
+        return out
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.levels(image)[32]

@@ -20,12 +20,14 @@ from train.objectives.teaching import Teaching
 
 @dataclass(frozen=True)
 class Weights:
-    """Of each loss against the diagnosis's; severity_from: step before which predicted lungs are no zones."""
+    """Of each loss against the diagnosis's; severity_from: step before which predicted lungs are no zones; side: share
+    of the map's and the lungs' gradient that reaches the trunk."""
 
-    severity: float = 1.0
+    severity: float = 0.5
     findings: float = 0.3
     lungs: float = 1.0
     severity_from: int = 150
+    side: float = 1.0
     label_smoothing: float = 0.05
     zone_smoothing: float = 0.05
 
@@ -49,13 +51,13 @@ class Joint(Objective):
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         w = self.weights
         features = self.net.backbone(batch.image)  # type: ignore[operator]
-        out = self.net.heads(features)  # type: ignore[operator]
+        out = self.net.heads(features, w.side)  # type: ignore[operator]
         zones = zones_for(out.lungs, batch.lungs)
         severity = zone_term(out.severity[:, 0], zones, batch.zones, batch.zone_weight, smoothing=w.zone_smoothing)
         if step < w.severity_from:
             severity = Term(severity.total * 0, severity.weight)
         taught = self.teaching
-        terms = {} if taught is None else taught(batch.image, out.logits, features.s32, ~batch.is_negative)
+        terms = {} if taught is None else taught(batch.image, out.logits, features, ~batch.is_negative)
         return {
             **terms,
             "diagnosis": class_loss(out.logits, batch.label, self.class_weight, w.label_smoothing),
