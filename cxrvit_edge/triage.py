@@ -21,12 +21,13 @@ from cxrvit_edge.host import cores
 from cxrvit_edge.journal import RESULTS, Journal, Owner
 from cxrvit_edge.ledger import Ledger, Mode
 from cxrvit_edge.ood import familiar_of
-from cxrvit_edge.pipeline import Pipeline, Plan
+from cxrvit_edge.pipeline import Pipeline
 from cxrvit_edge.plain_text import printable
 from cxrvit_edge.radiograph import Limits, View
 from cxrvit_edge.report import thumbnails
 from cxrvit_edge.report.run import Run
 from cxrvit_edge.runtime.select import Sessions, open_sessions
+from cxrvit_edge.stages import Plan
 from cxrvit_edge.summary import REPORT, THUMBNAILS, WORKLIST, Progress, Summary, Tally, summarise
 from cxrvit_edge.trace import NoTrace, open_trace
 from cxrvit_edge.view_table import ViewTable

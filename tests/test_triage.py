@@ -74,8 +74,8 @@ def test_a_line_has_what_the_contract_says(bundle: Bundle, films: list[Path], tm
     (line,) = lines(tmp_path / "out")
     assert list(line) == [
         *("schema", "file", "status", "sha256", "size", "mtime_ns", "reason", "warnings", "view", "probabilities"),
-        *("label", "flags", "prediction_set", "severity", "priority", "timings_ms", "bundle", "backend", "precision"),
-        *("sensitivity", "selective"),
+        *("label", "flags", "prediction_set", "severity", "priority", "ood", "timings_ms", "bundle", "backend"),
+        *("precision", "sensitivity", "selective"),
     ]
     assert line["status"] == "ok" and line["reason"] is None and line["size"] == films[0].stat().st_size
     assert line["mtime_ns"] == films[0].stat().st_mtime_ns

@@ -20,8 +20,9 @@ from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.discover import Found, discover
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.host import cores
-from cxrvit_edge.pipeline import Pipeline, Plan
+from cxrvit_edge.pipeline import Pipeline
 from cxrvit_edge.prepare import place
+from cxrvit_edge.stages import Plan
 from cxrvit_edge.summary import Progress, Summary
 from cxrvit_edge.triage import Triage
 
