@@ -176,6 +176,10 @@ def _guard(values: Mapping[str, Any]) -> Guard:
     bounds = {name: float(value) for name, value in values.items() if name not in ("head", "ood")}
     head, ood = values.get("head"), values.get("ood")
     guard = Guard(**bounds, head=head, ood=None if ood is None else dict(ood))
+    if guard.ood is not None:  # what the report tells of it
+        told = [guard.ood.get("share", 0.0), *(one["over"] for one in (guard.ood.get("left_out") or {}).values())]
+        if not all(math.isfinite(float(value)) for value in told):
+            raise ValueError(f"guard tells shares {told}")
     for name in guard.files:
         if not (isinstance(name, str) and name):
             raise TypeError(f"guard names {name!r}, no file's name")

@@ -120,8 +120,16 @@ def with_fit(folder: Path, fit: Familiar, **entry: Any) -> Bundle:
     return Bundle.open(folder)
 
 
-@pytest.mark.parametrize("entry", [{"file": "other.npz"}, {"file": ""}, {"file": 3}, {}, [], "ood.npz"])
-def test_an_entry_that_names_no_listed_file_is_a_bundle_error(tmp_path: Path, entry: Any) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *[{"file": "other.npz"}, {"file": ""}, {"file": 3}, {}, [], "ood.npz"],
+        {"file": "weights.safetensors", "share": "few"},
+        {"file": "weights.safetensors", "left_out": {"nih": {"images": 3}}},
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_used_is_a_bundle_error(tmp_path: Path, entry: Any) -> None:
     write_bundle(tmp_path)
     reseal(tmp_path, {"guard": {"least_lungs": 0.05, "least_confidence": 0.5, "ood": entry}})
     with pytest.raises(BundleError):

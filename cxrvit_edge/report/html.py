@@ -281,12 +281,12 @@ def _undecided(sets: Selective, run: Run) -> str:
 
 def _unlike(fitted: Mapping[str, Any]) -> str:
     shares = [100 * float(one["over"]) for one in (fitted.get("left_out") or {}).values()]
-    seen = (
-        f" A source left out of the fit had {min(shares):.0f} to {max(shares):.0f} % of its films over it:"
-        if shares
-        else ""
-    )
-    seen += " expect more films of another hospital for review, and look at them." if shares else ""
+    seen = ""
+    if shares:
+        seen = (
+            f" Of a source that the limit was not fitted to, but the network was, {min(shares):.0f} to "
+            f"{max(shares):.0f} % of the films were over it: at a hospital that neither knows, expect more."
+        )
     asked = fitted.get("share")
     chosen = "" if asked is None else f", chosen so that {100 * asked:g} % of the validation films are over it"
     return (

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from small_bundle import Exported
+from small_bundle import Exported, forget_embedding
 
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.guard_head import Expert, Head, head_of, read_head
-from export import base
+from cxrvit_edge.ood import familiar_of
+from export import base, graph
 from train import guard, guard_drawn
 from train.data import manifest
 from train.data.record import Record
@@ -55,10 +57,10 @@ def test_a_head_is_fitted_and_is_the_same_again(
 ) -> None:
     said: list[str] = []
     bundle = Bundle.open(exported.bundle)
-    heads = [guard.fit(records, data / "negatives", bundle, amounts=FEW, say=said.append) for _ in range(2)]
-    out = [guard.write(head, tmp_path / f"{i}.npz") for i, head in enumerate(heads)]
+    fits = [guard.fit(records, data / "negatives", bundle, amounts=FEW, say=said.append) for _ in range(2)]
+    out = [guard.write(fit, tmp_path / f"{i}.npz") for i, fit in enumerate(fits)]
     assert out[0].read_bytes() == out[1].read_bytes()
-    assert np.isfinite(read_head(out[0]).threshold)
+    assert np.isfinite(read_head(out[0]).threshold) and fits[0].threshold == read_head(out[0]).threshold
     assert any(line.startswith("here left out, 6 films") for line in said)
     films = next(line for line in said if line.startswith("films: frontal"))
     frontal = 12 - 1 - 4  # one may not be learned from, four are val
@@ -66,17 +68,47 @@ def test_a_head_is_fitted_and_is_the_same_again(
 
     folder = tmp_path / "bundle"
     shutil.copytree(exported.bundle, folder)
-    assert guard.write(heads[0], folder) == folder / guard.FILE
+    assert guard.write(fits[0], folder) == folder / guard.FILE
     again = Bundle.open(folder)
     assert again.manifest.guard.head == guard.FILE
     assert head_of(again) is not None
+    familiar, entry = familiar_of(again), again.manifest.guard.ood
+    assert familiar is not None and entry is not None and fits[0].familiar is not None
+    assert (folder / entry["file"]).stat().st_size < 300_000
+    assert entry["films"] == frontal and entry["val"] == {"images": 4, "over": 0.0}
+    assert set(entry["left_out"]) == {"here", "there"} and entry["left_out"]["here"]["images"] == 6
+    assert any(line.startswith("familiar films without there") for line in said)
+    assert fits[1].familiar is not None and fits[1].familiar.record == fits[0].familiar.record
+    for name, value in vars(familiar).items():
+        np.testing.assert_array_equal(value, getattr(fits[1].familiar.familiar, name))
     assert {**again.manifest.raw, "guard": 0, "files": 0} == {**bundle.manifest.raw, "guard": 0, "files": 0}
 
     work = tmp_path / "exported again"
     work.mkdir()
     made = base.from_bundle(folder, work, None, said.append)
     assert made.raw["guard"] == again.manifest.raw["guard"]
-    assert (work / guard.FILE).read_bytes() == (folder / guard.FILE).read_bytes()
+    for file in (guard.FILE, guard.OOD_FILE):
+        assert (work / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_a_bundle_older_than_the_embedding_gets_no_score_until_it_is_exported_again(
+    exported: Exported, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Expert(*[np.zeros(1, np.float32)] * 6)
+    monkeypatch.setattr(guard, "threshold", lambda *_: 0.0)  # heads are not what this is about, and take long
+    monkeypatch.setattr(guard, "fit_head", lambda *_: Head(nothing, nothing, 0.0))
+    monkeypatch.setattr(graph, "trace", lambda *_, **__: exported.graph)
+    old, said = tmp_path / "old", list[str]()
+    shutil.copytree(exported.bundle, old, copy_function=os.link)
+    forget_embedding(old)
+    fit = guard.fit(records, None, Bundle.open(old), amounts=FEW, say=said.append)
+    assert fit.familiar is None and any("export it again to have a score" in line for line in said)
+    (tmp_path / "work").mkdir()
+    base.from_bundle(old, tmp_path / "work", None, said.append)
+    with np.load(tmp_path / "work" / "golden_fp32.npz") as new, np.load(exported.bundle / "golden_fp32.npz") as first:
+        assert set(new.files) == set(first.files)
+        np.testing.assert_allclose(new["shared.embedding"], first["shared.embedding"], atol=1e-5)
+        np.testing.assert_array_equal(new["shared.severity_map"], first["shared.severity_map"])
 
 
 def test_what_cannot_be_fitted_is_told(data: Path, exported: Exported, records: list[Record], tmp_path: Path) -> None:
@@ -90,7 +122,7 @@ def test_what_cannot_be_fitted_is_told(data: Path, exported: Exported, records: 
         negatives(data / "masks" / "absent")
     with pytest.raises(UsageError, match="no bundle's folder"):
         nothing = Expert(*[np.zeros(1, np.float32)] * 6)
-        guard.write(Head(nothing, nothing, 0.0), tmp_path)
+        guard.write(guard.Guard(Head(nothing, nothing, 0.0), None), tmp_path)
 
 
 def test_six_ways_to_turn_a_film_are_six() -> None:
