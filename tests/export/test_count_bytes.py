@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from small_bundle import SIZE, Exported
+from small_bundle import SIZE, Exported, config
 
 from export.count import PARTS, Work, count, multiply_adds, parts
 
@@ -90,7 +90,9 @@ def test_parts_of_the_tiny_network(exported: Exported) -> None:
         assert {p for name, p in where.items() if name.startswith(prefix)} == {part}
     kinds = {n.name: n.op_type for n in model.graph.node}
     assert {where[name] for name, kind in kinds.items() if kind == "Resize"} == {"heads"}  # none of them is named
-    ends = 4 * SIZE * SIZE + 4 * 3 + 4 * 3 * (SIZE // 2) ** 2  # image; logits; a map and two masks
+    ends = 4 * (
+        SIZE * SIZE + 3 + 3 * (SIZE // 2) ** 2 + config().width
+    )  # image; logits; a map and two masks; embedding
     assert found.least == found.weights + ends
     doubled = count(model, 2)
     assert doubled.operations == 2 * found.operations
