@@ -28,7 +28,7 @@ from train.objectives.simclr import SimCLR, nt_xent
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 TINY = NetworkConfig("edge", layers=1, heads=2, width=16, image_size=64, map_widths=(8, 4, 4), lung_widths=(8, 8, 8, 8))
-VALUES = {"class_weight": True, "label_smoothing": 0.1, "roi": "max", "temperature": 0.2}
+VALUES = {"class_weight": True, "label_smoothing": 0.1, "roi": "max", "temperature": 0.2, "side": 1.0, "teacher": None}
 EVERY = ("backbone", "diagnosis", "severity", "lungs", "simclr", "joint")
 
 

@@ -176,7 +176,7 @@ def test_a_recipe_is_written_and_read_as_json() -> None:
         ({"optimizer": "lion"}, "--optimizer lion: choose one of adam, adamw, sgd"),
         ({"decay": "linear"}, "--decay linear: choose one of constant, cosine, step"),
         ({"precision": "fp8"}, "--precision fp8: choose one of auto, fp32, bf16, fp16"),
-        ({"freeze": "head"}, "--freeze head: choose one of none, batchnorm, backbone"),
+        ({"freeze": "head"}, "--freeze head: choose one of none, batchnorm, early, backbone"),
         ({"phases": ()}, "--schedule is empty"),
         ({"accumulate": 0}, "--accumulate 0"),
         ({"accumulate": 3}, "--accumulate 3: every batch of the schedule must be a multiple of it"),
