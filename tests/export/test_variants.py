@@ -19,9 +19,10 @@ from small_bundle import Exported
 
 from cxrvit_edge.bundle import MANIFEST, Bundle
 from cxrvit_edge.errors import CxrVitError, ParityError, UsageError
-from cxrvit_edge.runtime import builder
+from cxrvit_edge.runtime import builder, golden
 from cxrvit_edge.runtime.fusion import fusion, require_fused
 from cxrvit_edge.runtime.layers import parse
+from cxrvit_edge.runtime.onnxruntime import OnnxRuntimeSession
 from cxrvit_edge.runtime.select import open_sessions
 from export import fp16, graph, parity, quantise, recipe, surgery
 from export.bundle import PARITY_PAGE, export
@@ -141,6 +142,22 @@ def test_page_names_each_variant_and_no_path(bundle: Path, exported: Exported) -
     assert all(name in page for name in ("fp32", "fp16", "int8", "int8-cpu"))
     assert str(exported.data) not in page and "images/" not in page
     assert PARITY_PAGE in Bundle.open(bundle).manifest.files
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8", "int8-cpu"])
+def test_every_variant_is_held_to_its_own_embedding(bundle: Path, variant: str) -> None:
+    b = Bundle.open(bundle)
+    spec, expected = b.variant(variant), golden.load_outputs(b, variant, "shared")
+    session = OnnxRuntimeSession(b.file(spec.files["shared"]), precision=variant, threads=1, exact=True)
+    found = session.run(golden.load_inputs(b))
+    assert found.embedding is not None and expected.embedding is not None
+    assert spec.tolerance.embedding >= {"fp32": 1e-4, "fp16": 2e-2}.get(variant, 5e-2)
+    assert golden.compare(found, expected).within(spec.tolerance)
+    off = 2 * spec.tolerance.embedding * float(expected.embedding.std())
+    wrong = golden.compare(found._replace(embedding=found.embedding + np.float32(off)), expected)
+    assert wrong.embedding > spec.tolerance.embedding and not wrong.within(spec.tolerance)
+    reference = golden.load_outputs(b, "fp32", "shared").embedding
+    assert reference is not None and (variant == "fp32" or not np.array_equal(expected.embedding, reference))
 
 
 def test_cpu_runs_int8_past_its_golden_check(bundle: Path, fresh_cache: Path) -> None:
