@@ -97,7 +97,7 @@ def inspect_bundle(bundle: Bundle, path: Path) -> dict[str, Any]:
         name: {
             "files": {graph: f"{file}, {sizes.get(file, 0):,} bytes" for graph, file in v.files.items()},
             "opset": v.opset,
-            "tolerance": {"logits": v.tolerance.logits, "maps": v.tolerance.maps},
+            "tolerance": dict(vars(v.tolerance)),
             "parity": _parity(v.parity),
             "calibration": {k: x for k, x in v.calibration.items() if k != "sha256"} if v.calibration else None,
             "quantisation": _quantisation(m.raw["variants"][name].get("quantisation")),
