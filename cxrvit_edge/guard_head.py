@@ -7,7 +7,6 @@ is a .npz of float16 and float32 arrays, read without pickle; `train/guard.py` f
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.arrays import UNREADABLE, read_arrays
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import BundleError, InputError, Reason
 from cxrvit_edge.guard import DESCRIBED
@@ -136,13 +136,7 @@ def _load(path: Path, sha256: str) -> Head:  # noqa: ARG001  the hash tells one 
 def read_head(path: Path) -> Head:
     """BundleError if the file cannot be read or is no head of this version."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"over {MAX_BYTES} bytes")
-        with zipfile.ZipFile(path) as z:
-            if sum(i.file_size for i in z.infolist()) > MAX_BYTES:
-                raise ValueError(f"unzips to over {MAX_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path, MAX_BYTES)
         kinds = tuple(str(kind) for kind in arrays["kinds"])
         if kinds != KINDS:
             raise ValueError(f"kinds {kinds}")
@@ -150,7 +144,7 @@ def read_head(path: Path) -> Head:
         head = Head(_expert(arrays, "film", DESCRIBED), _expert(arrays, "outputs", SEEN), threshold)
         if fault := next(_faults(head), None):
             raise ValueError(fault)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise BundleError(
             f"{path}: no input guard that this version reads ({error}); export the bundle again"
         ) from error

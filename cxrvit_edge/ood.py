@@ -11,7 +11,6 @@ without pickle; `train/ood.py` fits it.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cxrvit_edge.arrays import UNREADABLE, read_arrays
 from cxrvit_edge.bundle import Bundle
 from cxrvit_edge.errors import BundleError
 
@@ -89,17 +89,11 @@ def _load(path: Path, sha256: str) -> Familiar:  # noqa: ARG001  the hash tells 
 def read(path: Path) -> Familiar:
     """BundleError if the file cannot be read or is no fit of this version."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"over {MAX_BYTES} bytes")
-        with zipfile.ZipFile(path) as z:
-            if sum(i.file_size for i in z.infolist()) > MAX_BYTES:
-                raise ValueError(f"unzips to over {MAX_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path, MAX_BYTES)
         parts = {name: _array(arrays, name) for name in _SHAPES}
         found = Familiar(**parts, residual=float(arrays["residual"]), threshold=float(arrays["threshold"]))
         _require_sound(found)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise BundleError(
             f"{path}: no fit of familiar films that this version reads ({error}); export the bundle again"
         ) from error
