@@ -8,6 +8,7 @@ loader is timed alone, before and after.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ import cv2
 import torch
 
 from benchmarks.record import record
+from cxrvit_edge.host import keep_memory
 from cxrvit_edge.model.config import preset
 from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.phantom import make_phantom
@@ -44,13 +46,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--returned", action="store_true", help="freed memory goes back to the system at each step")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/train_step.csv")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if not options.returned:  # as a training run
+        keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(Path(folder), options.size, options.batch, options.steps)]
-    print(rows[0])
+    print(json.dumps(rows[0]))
     if options.record:
         print(record("train_step", rows, ("torch", "opencv-python-headless", "numpy")))
 

@@ -14,6 +14,8 @@ CPU_FLAGS = (  # that decide how fast a kernel is: x86-64, then aarch64
     *("amx_int8", "amx_bf16", "asimd", "fphp", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 
+_KEEP = ((-4, 0), (-1, -1), (-2, 64 << 20))  # mallopt's M_MMAP_MAX: none; M_TRIM_THRESHOLD: never; M_TOP_PAD
+
 
 def _cpuinfo() -> dict[str, str]:
     """First value of each key of /proc/cpuinfo; empty where there is none."""
@@ -51,6 +53,20 @@ def give_back_memory() -> None:
     batch."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def keep_memory() -> bool:
+    """Have C code keep what it frees for what it takes next (glibc), for the life of this process; whether it will.
+
+    Large tensors are otherwise mapped anew at each step of training, and every page of them faults and is zeroed:
+    benchmarks/results/kept_memory.csv. For processes that take the same sizes again and again; what they hold does not
+    sink in between.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return all(libc.mallopt(option, value) for option, value in _KEEP)
+    except (OSError, AttributeError):
+        return False
 
 
 @dataclass(frozen=True)

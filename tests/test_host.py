@@ -4,6 +4,7 @@ import ctypes
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,36 @@ def test_freed_memory_is_given_back_where_there_is_a_way() -> None:
     del pieces
     host.give_back_memory()
     assert resident() < full - 60_000_000 and len(kept) == 60_000
+
+
+_FAULTS = """
+import resource, sys
+from cxrvit_edge import host
+if sys.argv[1] == "keep":
+    assert host.keep_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytearray(64 << 20)
+start = faults()
+for _ in range(8):
+    bytearray(64 << 20)
+print(faults() - start)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_kept_memory_is_taken_again_without_faults() -> None:
+    """In processes of their own: it lasts as long as the process."""
+
+    def faults(mode: str) -> int:
+        words = [sys.executable, "-c", _FAULTS, mode]
+        return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("keep") * 100 < faults("return")
+
+
+def test_memory_is_not_kept_where_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> ctypes.CDLL:
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(host.ctypes, "CDLL", absent)
+    assert not host.keep_memory()

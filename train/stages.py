@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cxrvit_edge.bundle import WEIGHTS, Bundle
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.host import keep_memory
 from cxrvit_edge.model.config import BASELINES, SEGMENTERS, NetworkConfig, preset
 from cxrvit_edge.model.triage_net import TriageNet
 from cxrvit_edge.preprocess import PreprocessConfig
@@ -67,6 +68,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
                 if not path.exists():
                     raise UsageError(f"--{option} {path}: no such file or folder; check the spelling")
         recipe = recipe_of(stage, values)
+        keep_memory()
         records = chosen(stage, values, tell)
         preprocessing = PreprocessConfig(size=config.image_size)
         folder = values["cache"] or values["out"].parent / "cache"
