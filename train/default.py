@@ -1,4 +1,4 @@
-"""The default network's whole recipe: a teacher that starts from ImageNet weights, then the network that it teaches."""
+"""The default network's whole recipe: teachers that start from ImageNet weights, then the network that they teach."""
 
 from __future__ import annotations
 
@@ -30,17 +30,28 @@ TEACHER = {
     "freeze": "early",
     "label_smoothing": 0.05,
 }
+GRADER = {  # goes on from the teacher: as many films as it learned from are not scored
+    "network": "efficientnet-lite0",
+    "lr": 5e-4,
+    "warmup": 20,
+    "weight_decay": 0.02,
+    "ema": 0.98,
+    "freeze": "early",
+    "normal_weight": 0.15,
+}
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Options of `diagnosis` that make the teacher and of `joint` that make the network, where no default is meant.
+    """Options of `diagnosis` that make the teacher, of `severity` that make the second, which grades, and of `joint`
+    that make the network, where no default is meant.
 
     workers: threads that read and augment.
     """
 
     teacher: Mapping[str, Any]
+    grader: Mapping[str, Any]
     network: Mapping[str, Any]
     workers: int
 
@@ -48,12 +59,13 @@ class Steps:
 DEFAULT = {
     "cpu": Steps(
         {**TEACHER, "schedule": "224:16e:16"},
-        # not run whole: half its first phase is "taught at every stride" in benchmarks/results/network_log.csv
-        {"schedule": "224:16e:16,512:2e:8", "side": 0.2, "precision": "bf16"},
+        {**GRADER, "schedule": "224:14e:16"},
+        {"schedule": "224:10e:8,320:2e:8,512:2e:8", "side": 0.2, "precision": "bf16"},
         workers=2,
     ),
     "cuda": Steps(  # built, not run: sized for ten minutes at 60 images a second; no rate was measured
         {**TEACHER, "schedule": "224:20e:32"},
+        {**GRADER, "schedule": "224:14e:16"},
         {"schedule": "224:20e:32,512:4e:16", "side": 0.2, "precision": "auto"},
         workers=12,
     ),
@@ -61,12 +73,13 @@ DEFAULT = {
 
 
 def run(values: Mapping[str, Any], say: Say) -> Path:
-    """Both steps with the options of train/options.py, as far as they are not done; the path of the network's weights.
+    """All steps with the options of train/options.py, as far as they are not done; the path of the network's weights.
 
-    The teacher's run is the folder `teacher` in `--out`. UsageError for wrong options before anything is trained.
+    The teachers' runs are the folders `teacher` and `grader` in `--out`. UsageError for wrong options before anything
+    is trained.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("default runs in one process; for many GPUs call its two verbs by themselves under torchrun")
+        raise UsageError("default runs in one process; for many GPUs call its verbs by themselves under torchrun")
     check(values)
     out: Path = values["out"]
     if values["weights"] is None:
@@ -78,18 +91,23 @@ def run(values: Mapping[str, Any], say: Say) -> Path:
         "workers": values["workers"] or steps.workers,
         "seed": values["seed"],
     }
-    taught = out / "teacher"
-    teacher = {**steps.teacher, "schedule": values["teacher_schedule"] or steps.teacher["schedule"]}
+    taught, graded = out / "teacher", out / "grader"
+    asked = {"schedule": values["teacher_schedule"]} if values["teacher_schedule"] else {}
     network = {**steps.network, "schedule": values["schedule"] or steps.network["schedule"]}
     if values["init"]:
         if not values["init"].exists():
             raise UsageError(f"--init {values['init']}: no such file or folder; check the spelling")
         network["init"] = values["init"]
-    told = {"teacher": ("diagnosis", teacher), "network": ("joint", {**network, "teacher": [taught]})}
+    told = {
+        "teacher": ("diagnosis", {**steps.teacher, **asked}),
+        "grader": ("severity", {**steps.grader, **asked, "init": taught}),
+        "network": ("joint", {**network, "teacher": [taught, graded]}),
+    }
     full = {name: values_of(stage, {**own, **shared}) for name, (stage, own) in told.items()}
-    for name, (stage, _) in told.items():  # before the teacher's time is spent
+    for name, (stage, _) in told.items():  # before the teachers' time is spent
         stages.network_config(stage, full[name])
         stages.recipe_of(stage, full[name])
+    full["grader"]["out"] = graded
     with state_dict(values["weights"]) as weights:
         full["teacher"] |= {"out": taught, "weights": weights}
         for name, (stage, own) in told.items():

@@ -65,14 +65,23 @@ def zone_term(
     empty = ~inside.flatten(3).any(-1)  # (B, 3, 2)
     weight = weight.masked_fill(empty, 0.0)
     if roi == "max":  # max and sigmoid commute: the loss is taken on the largest logit
-        pooled = map_logits.float()[:, None, None].masked_fill(~inside, -1e4).flatten(3).amax(-1)
-        loss = F.binary_cross_entropy_with_logits(pooled.masked_fill(empty, 0.0), target, reduction="none")
+        loss = F.binary_cross_entropy_with_logits(_largest(map_logits, inside), target, reduction="none")
     else:
         area = inside.flatten(3).sum(-1).clamp_min(1)
         mean = (map_logits.float().sigmoid()[:, None, None] * inside).flatten(3).sum(-1) / area
         with torch.autocast(map_logits.device.type, enabled=False):
             loss = F.binary_cross_entropy(mean, target, reduction="none")
     return Term((loss * weight).sum(), weight.sum())
+
+
+def largest_in_zones(map_logits: Tensor, zones: Sequence[Zones]) -> Tensor:
+    """(B, h, w) -> the largest logit of each zone (B, 3, 2), 0 of a zone without pixels."""
+    return _largest(map_logits, _stack(zones, map_logits))
+
+
+def _largest(map_logits: Tensor, inside: Tensor) -> Tensor:
+    pooled = map_logits.float()[:, None, None].masked_fill(~inside, -1e4).flatten(3).amax(-1)
+    return pooled.masked_fill(~inside.flatten(3).any(-1), 0.0)
 
 
 def _stack(zones: Sequence[Zones], map_logits: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ OWN: dict[str, dict[str, Option]] = {
         "teacher": _option(
             list[Path] | None,
             None,
-            "Run or checkpoint whose answers and features are learned too; repeat.",
+            "Run whose classes and features, or severity, are learned too; repeat.",
             panel=_TASK,
         ),
     },
@@ -171,8 +171,9 @@ VERBS: dict[str, dict[str, Option]] = {
 }
 
 _CROSS = "Cross-validation"
+_CROSSED = {**OWN["diagnosis"], **OWN["severity"], **OWN["joint"]}
 VERBS["crossval"] = {
-    "stage": _option(str, "joint", "Stage that is trained: joint or diagnosis.", panel=_CROSS),
+    "stage": _option(str, "joint", "Stage that is trained: joint, diagnosis or severity.", panel=_CROSS),
     "by": _option(str, "patient", "Folds of patients, or each source left out: patient or source.", panel=_CROSS),
     "folds": _option(int, 5, "Number of folds of patients; --split-seed draws them.", panel=_CROSS, min=2),
     "fold": _option(
@@ -185,7 +186,7 @@ VERBS["crossval"] = {
     "against": _option(
         list[Path] | None, None, "--out of another cross-validation, for paired differences; repeat.", panel=_CROSS
     ),
-    **{k: v for k, v in {**OWN["diagnosis"], **OWN["joint"], **SHARED}.items() if k != "leave_out"},
+    **{k: v for k, v in {**_CROSSED, **SHARED}.items() if k != "leave_out"},
 }
 
 _COPY = "Copy"
@@ -199,7 +200,7 @@ VERBS["default"] = {
     ),
     "init": _option(Path | None, None, "The network goes on from a bundle or run; the teacher does not.", panel=_NET),
     "schedule": _option(str | None, None, "Of the network, else the recipe's.", panel=_RECIPE),
-    "teacher_schedule": _option(str | None, None, "Of the teacher, else the recipe's.", panel=_RECIPE),
+    "teacher_schedule": _option(str | None, None, "Of both teachers, else the recipe's.", panel=_RECIPE),
     "seed": RECIPE["seed"],
     **RUN,
     "workers": _option(int | None, None, "Threads that read and augment, else the recipe's.", panel=_RUN, min=1),

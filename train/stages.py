@@ -29,6 +29,7 @@ from train.networks import build, public_weights
 from train.networks.adain import AdaINSegmenter
 from train.objective import Objective
 from train.recipe import Recipe, changed, default, parse_schedule
+from train.runs import load_run
 from train.trainer import Trainer
 from train.weights import start_from
 
@@ -194,22 +195,22 @@ def objective_of(
 
 
 def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
-    """UsageError for a network that tells no classes apart."""
+    """Each teaches what its stage learned; UsageError for one that learned neither classes nor severity."""
     if not paths:
         return None
-    from train.networks.baseline import Baseline
-    from train.objectives.teaching import Teaching
+    from train.objectives.teaching import Teacher, Teaching
 
-    teachers, sizes = [], []
+    teachers = []
     for path in paths:
-        net, config, extra = build.load(weights_of(path))
-        if not isinstance(net, (TriageNet, Baseline)):
+        run = load_run(path, "cpu")
+        classes, grades = "diagnosis" in run.gives, "severity" in run.gives
+        if not (classes or grades):
             raise UsageError(
-                f"--teacher {path}: a {config.network} tells no classes apart; name a run of stage diagnosis"
+                f"--teacher {path}: learned {run.stage}, and teaches neither classes nor severity; name a run of stage "
+                "diagnosis, severity or joint"
             )
-        teachers.append(net)
-        sizes.append(int(extra.get("preprocessing", {}).get("size", config.image_size)))
-    return Teaching(teachers, sizes)
+        teachers.append(Teacher(run.net, run.preprocessing.size, classes, grades))
+    return Teaching(teachers)
 
 
 def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = default.DEFAULT["cpu"]
-    both = {"teacher": {**steps.teacher, **TINY}, "network": {**steps.network, **TINY}}
-    monkeypatch.setitem(default.DEFAULT, "cpu", replace(steps, **both, workers=1))
+    small = {name: {**getattr(steps, name), **TINY} for name in ("teacher", "grader", "network")}
+    monkeypatch.setitem(default.DEFAULT, "cpu", replace(steps, **small, workers=1))
 
 
 def call(data: Folder, wheel: Path, out: Path, *more: str) -> Any:  # click's Result
@@ -91,7 +91,11 @@ def test_one_command_makes_the_network_and_goes_on_where_it_stopped(data: Folder
     assert [recipe[k] for k in ("lr", "warmup", "weight_decay", "ema", "freeze")] == [5e-4, 40, 0.02, 0.98, "early"]
     _, config, extra = checkpoint.load(made)
     assert (config.network, extra["stage"], extra["about"]["init"]) == ("cxrvit", "joint", None)
-    assert extra["about"]["teachers"] == [sha256(taught)]
+    graded = out / "grader" / "model.safetensors"
+    assert extra["about"]["teachers"] == [sha256(taught), sha256(graded)]
+    _, config, also = checkpoint.load(graded)
+    assert (config.network, also["stage"], also["about"]["init"]) == ("efficientnet-lite0", "severity", "diagnosis")
+    assert also["about"]["normal_weight"] == 0.15
     assert extra["recipe"]["precision"] == "bf16"
 
     before = sha256(made)

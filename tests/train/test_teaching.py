@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from stage_runs import train
 from torch import Tensor, nn
 from torchvision_files import TINY
@@ -15,9 +17,10 @@ from train_files import Folder
 from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model import checkpoint
 from cxrvit_edge.model.densenet import Features
-from cxrvit_edge.model.triage_net import TriageNet
+from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
+from train.losses import largest_in_zones
 from train.networks.build import build
-from train.objectives.teaching import TEMPERATURE, Teaching, answer
+from train.objectives.teaching import GRADED, TEMPERATURE, Teacher, Teaching, answer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 MAPS = {  # channels by stride
@@ -48,7 +51,8 @@ def test_an_answer_is_what_the_network_says(name: str) -> None:
     assert {s: tuple(m.shape) for s, m in said.maps.items()} == {
         s: (2, channels, 64 // s, 64 // s) for s, channels in MAPS[name].items()
     }
-    assert not said.logits.requires_grad
+    torch.testing.assert_close(said.grades, net.grade(image))  # type: ignore[operator]
+    assert not said.logits.requires_grad and not said.grades.requires_grad
 
 
 def drawn(batch: int, size: int) -> Features:
@@ -56,12 +60,32 @@ def drawn(batch: int, size: int) -> Features:
     return Features(*(torch.randn(batch, c, size // s, size // s) for s, c in MAPS["cxrvit"].items()))
 
 
+def output(batch: int, size: int, logits: Tensor | None = None) -> TriageLogits:
+    """Of a student, for images of `size`."""
+    return TriageLogits(
+        torch.randn(batch, 3) if logits is None else logits,
+        torch.randn(batch, 1, size // 2, size // 2),
+        torch.randn(batch, 2, size // 2, size // 2),
+        torch.randn(batch, 10),
+    )
+
+
+def halves(size: int) -> NDArray[np.bool_]:
+    """Six zones of a map of `size`, none empty."""
+    zones = np.zeros((3, 2, size, size), bool)
+    for row in range(3):
+        for side in range(2):
+            zones[row, side, row * size // 3 : (row + 1) * size // 3, side * size // 2 : (side + 1) * size // 2] = True
+    return zones
+
+
 def learned(teaching: Teaching, image: Tensor) -> TriageNet:
     """A student with the gradient of one batch."""
     student = TriageNet(TINY).train()
     features = student.backbone(image)
     upright = torch.ones(len(image), dtype=torch.bool)
-    terms = teaching(image, student.heads(features).logits, features, upright)
+    zones = [halves(image.shape[-1] // 2)] * len(image)
+    terms = teaching(image, student.heads(features), features, upright, zones)
     torch.stack([t.total for t in terms.values()]).sum().backward()
     return student
 
@@ -69,7 +93,7 @@ def learned(teaching: Teaching, image: Tensor) -> TriageNet:
 def test_only_the_student_and_the_projection_learn() -> None:
     teachers = [net_of("efficientnet-lite0"), net_of("densenet121")]
     before = [{k: v.clone() for k, v in t.state_dict().items()} for t in teachers]
-    teaching = Teaching(teachers).train()
+    teaching = Teaching([Teacher(t) for t in teachers]).train()
     student = learned(teaching, torch.randn(4, 1, 64, 64))
     assert all(p.grad is not None and bool(p.grad.any()) for p in teaching.parameters())
     assert student.backbone.get_submodule("features.conv0").weight.grad is not None
@@ -84,7 +108,9 @@ def test_only_the_student_and_the_projection_learn() -> None:
 def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
     teachers, image = [net_of("efficientnet-lite0"), net_of("densenet121")], torch.randn(3, 1, 64, 64)
     logits, upright = torch.randn(3, 3), torch.tensor([True, False, True])
-    terms = Teaching(teachers)(image, logits, drawn(3, 64), upright)
+    none = [None] * 3
+    terms = Teaching([Teacher(t) for t in teachers])(image, output(3, 64, logits), drawn(3, 64), upright, none)
+    assert set(terms) == {"teacher", "features"}
     mean = torch.stack([answer(t, image).logits for t in teachers]).mean(0)
     p, q = (mean / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
     each = (p * (p / q).log()).sum(1) * TEMPERATURE**2
@@ -95,8 +121,33 @@ def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     teacher, image = net_of("cxrvit"), torch.randn(4, 1, 64, 64)
     said = answer(teacher, image)
-    terms = Teaching([teacher])(image, said.logits, Features(*said.maps.values()), torch.tensor([True] * 4))
+    features, upright = Features(*said.maps.values()), torch.tensor([True] * 4)
+    terms = Teaching([Teacher(teacher)])(image, output(4, 64, said.logits), features, upright, [None] * 4)
     assert abs(float(terms["teacher"].total)) < 1e-5
+
+
+def test_zones_are_learned_from_those_that_grade() -> None:
+    """Against the mean of their probabilities, softened; not of a turned image, nor where there is no lung."""
+    teachers, image = [net_of("efficientnet-lite0"), net_of("cxrvit")], torch.randn(3, 1, 64, 64)
+    own, upright = output(3, 64), torch.tensor([True, False, True])
+    zones = [halves(32), halves(32), None]
+    teaching = Teaching([Teacher(t, classes=False, grades=True) for t in teachers])
+    assert not list(teaching.parameters())
+    terms = teaching(image, own, drawn(3, 64), upright, zones)
+    assert set(terms) == {"grades"} and float(terms["grades"].weight) == 6
+    said = torch.stack([(largest_in_zones(answer(t, image).grades[:, 0], zones) * GRADED).sigmoid() for t in teachers])
+    p, z = said.mean(0)[0], largest_in_zones(own.severity[:, 0], zones)[0]
+    loss = -(p * z.sigmoid().log() + (1 - p) * (1 - z.sigmoid()).log()).sum()
+    torch.testing.assert_close(terms["grades"].total, loss * teaching.weights.zones, rtol=1e-4, atol=1e-5)
+
+
+def test_largest_in_zones() -> None:
+    logits = torch.arange(64.0).reshape(1, 8, 8) - 70
+    zones = halves(8)
+    zones[2, 1] = False
+    expected = [[float(logits[0][torch.from_numpy(z)].max()) if z.any() else 0.0 for z in row] for row in zones]
+    assert largest_in_zones(logits, [zones]).tolist() == [expected]
+    assert largest_in_zones(logits, [None]).tolist() == [[[0.0, 0.0]] * 3]
 
 
 def test_a_run_with_a_teacher(folder: Folder, tmp_path: Path) -> None:
@@ -117,8 +168,8 @@ def test_a_run_with_a_teacher(folder: Folder, tmp_path: Path) -> None:
 
 def test_a_segmenter_teaches_nothing(folder: Folder, tmp_path: Path) -> None:
     net = build(replace(TINY, network="unet"))
-    checkpoint.save(tmp_path / "u.safetensors", net.state_dict(), net.config)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"u\.safetensors: a unet tells no classes apart"):
+    checkpoint.save(tmp_path / "u.safetensors", net.state_dict(), net.config, {"stage": "lungs"})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"u\.safetensors: learned lungs, and teaches neither"):
         train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "u.safetensors"))
 
 
@@ -126,9 +177,10 @@ def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
     """Its answer to the smaller image; the student's features are pooled to its grid."""
     teacher, image = net_of("efficientnet-lite0"), torch.randn(2, 1, 128, 128)
     small = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)
-    teaching, upright = Teaching([teacher], [64]), torch.tensor([True, True])
+    teaching, upright = Teaching([Teacher(teacher, 64)]), torch.tensor([True, True])
     said = answer(teacher, small)
-    terms = teaching(image, said.logits, drawn(2, 128), upright)
+    own = output(2, 128, said.logits)
+    terms = teaching(image, own, drawn(2, 128), upright, [None, None])
     assert abs(float(terms["teacher"].total)) < 1e-5
-    whole = Teaching([teacher], [128])(image, said.logits, drawn(2, 128), upright)
+    whole = Teaching([Teacher(teacher, 128)])(image, own, drawn(2, 128), upright, [None, None])
     assert float(whole["teacher"].total) > 1e-3

@@ -57,7 +57,9 @@ class Joint(Objective):
         if step < w.severity_from:
             severity = Term(severity.total * 0, severity.weight)
         taught = self.teaching
-        terms = {} if taught is None else taught(batch.image, out.logits, features, ~batch.is_negative)
+        terms = {} if taught is None else taught(batch.image, out, features, ~batch.is_negative, zones)
+        if step < w.severity_from and "grades" in terms:
+            terms["grades"] = _times(terms["grades"], 0.0)
         return {
             **terms,
             "diagnosis": class_loss(out.logits, batch.label, self.class_weight, w.label_smoothing),

@@ -1,7 +1,8 @@
 """Learning from other networks' answers to the same augmented image (Hinton et al. 2015; Beyer et al. 2022).
 
-Their features too, at every stride they give, each through a linear projection (Romero et al. 2015): thousands of
-targets an image where a label is one. That is what makes a trunk learn from few images what its teachers brought along.
+Of those that tell classes apart also the features, at every stride they give, each through a linear projection (Romero
+et al. 2015): thousands of targets an image where a label is one. That is what makes a trunk learn from few images what
+its teachers brought along. Of those that grade, the zones of every film: radiologists scored one in five.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrvit_edge.model.densenet import CHANNELS, Features
-from cxrvit_edge.model.triage_net import TriageNet
+from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
+from train.losses import Zones, largest_in_zones, zone_term
 from train.networks.baseline import Baseline
 from train.networks.convolutional import Convolutional, by_stride
 from train.objective import Term
 
 TEMPERATURE = 2.0  # that softens both sides' classes
+GRADED = 0.5  # of a grading teacher's logits: learned from few films, it is twice as sure out of fold as it is right
 _LARGEST = 5.0  # standard deviations of a feature that are still imitated
 _OWN = {4: CHANNELS.s4, 8: CHANNELS.s8, 16: CHANNELS.s16, 32: CHANNELS.s32}  # channels of the student, by stride
 
@@ -30,6 +33,7 @@ class Answer(NamedTuple):
 
     logits: Tensor  # (B, classes)
     maps: Mapping[int, Tensor]  # (B, C, H/s, W/s) by stride s
+    grades: Tensor  # (B, 1, h, w), logits of the severity map
 
 
 def answer(net: nn.Module, image: Tensor) -> Answer:
@@ -37,13 +41,15 @@ def answer(net: nn.Module, image: Tensor) -> Answer:
     with torch.no_grad():
         if isinstance(net, TriageNet):
             features = net.backbone(image)
-            return Answer(net.diagnosis(net.encoder(net.corpus(features.s32))[0]), by_stride(features))
+            token, tokens = net.encoder(net.corpus(features.s32))
+            return Answer(net.diagnosis(token), by_stride(features), net.severity(tokens))
         if isinstance(net, Convolutional):
             maps = net.levels(image)
-            return Answer(net.diagnosis(maps[32].mean((2, 3))), maps)
+            return Answer(net.diagnosis(maps[32].mean((2, 3))), maps, net.severity(maps[32]))
         assert isinstance(net, Baseline)
         embedding, features = net.encode(image)
-        return Answer(net.diagnosis(embedding), {image.shape[-1] // features.shape[-1]: features})
+        stride = image.shape[-1] // features.shape[-1]
+        return Answer(net.diagnosis(embedding), {stride: features}, net.severity(features))
 
 
 def _at_most(image: Tensor, size: int) -> Tensor:
@@ -53,56 +59,84 @@ def _at_most(image: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """net: in eval mode, neither learned nor saved with the run; size: of the images that it learned from, 0 for any;
+    classes, grades: whether its classes and features, or its severity map, are learned from."""
+
+    net: nn.Module
+    size: int = 0
+    classes: bool = True
+    grades: bool = False
+
+
+@dataclass(frozen=True)
 class Weights:
-    """Of the classes, of the last features and of each earlier map against the loss by label."""
+    """Of the classes, of the last features, of each earlier map and of the zones against the loss by label."""
 
     classes: float = 1.0
     features: float = 4.0
     early: float = 2.0
+    zones: float = 0.5
 
 
 class Teaching(nn.Module):
-    """teachers: networks in eval mode, whose weights are neither learned nor saved with the run; sizes: of the images
-    that each learned from, 0 for any.
+    """Each teacher is asked about the very image that the student sees, no larger than it is used to.
 
-    Each is asked about the very image that the student sees, no larger than it is used to; their logits are averaged,
-    and each one's features, standardised by channel, are imitated through a projection of its own.
+    Logits are averaged over the teachers of classes, probabilities of a zone over those that grade; each one's
+    features, standardised by channel, are imitated through a projection of its own.
     """
 
-    def __init__(
-        self, teachers: Sequence[nn.Module], sizes: Sequence[int] | None = None, weights: Weights | None = None
-    ) -> None:
+    def __init__(self, teachers: Sequence[Teacher], weights: Weights | None = None) -> None:
         super().__init__()
         self.weights = weights or Weights()
-        self.sizes = tuple(sizes or (0,) * len(teachers))
-        self._teachers = tuple(t.requires_grad_(False).eval() for t in teachers)  # a tuple: no part of this module
-        maps = [answer(t, torch.zeros(1, 1, 64, 64)).maps for t in self._teachers]
+        self._teachers = tuple(teachers)  # a tuple: no part of this module
         self.project = nn.ModuleDict()
         self.standard = nn.ModuleDict()
-        for k, of_one in enumerate(maps):
-            for stride, m in of_one.items():
+        for k, t in enumerate(self._teachers):
+            t.net.requires_grad_(False).eval()
+            for stride, m in answer(t.net, torch.zeros(1, 1, 64, 64)).maps.items() if t.classes else ():
                 self.project[f"{k}_{stride}"] = nn.Conv2d(_OWN[stride], m.shape[1], 1)
                 self.standard[f"{k}_{stride}"] = nn.BatchNorm2d(m.shape[1], affine=False)
 
-    def forward(self, image: Tensor, logits: Tensor, features: Features, upright: Tensor) -> dict[str, Term]:
-        """logits (B, K) and features of the student; upright (B,): whose classes are learned from."""
-        answers = [
-            answer(t.to(image.device), _at_most(image, size))
-            for t, size in zip(self._teachers, self.sizes, strict=True)
-        ]
-        taught = torch.stack([a.logits.float() for a in answers]).mean(0) / TEMPERATURE
+    def forward(
+        self, image: Tensor, out: TriageLogits, features: Features, upright: Tensor, zones: Sequence[Zones]
+    ) -> dict[str, Term]:
+        """out and features of the student; upright (B,): images that are learned from, but for their features; zones
+        of each image on the student's map."""
+        answers = [answer(t.net.to(image.device), _at_most(image, t.size)) for t in self._teachers]
+        of = list(zip(self._teachers, answers, strict=True))
+        terms = {}
+        if told := [(k, a) for k, (t, a) in enumerate(of) if t.classes]:
+            terms["teacher"] = self._classes([a.logits for _, a in told], out.logits, upright)
+            terms["features"] = self._features(told, features, len(image))
+        if graded := [a.grades for t, a in of if t.grades]:
+            terms["grades"] = self._zones(graded, out.severity, upright, zones)
+        return terms
+
+    def _classes(self, theirs: Sequence[Tensor], logits: Tensor, upright: Tensor) -> Term:
+        taught = torch.stack([z.float() for z in theirs]).mean(0) / TEMPERATURE
         said = (logits.float() / TEMPERATURE).log_softmax(1)
         classes = F.kl_div(said, taught.softmax(1), reduction="none").sum(1) * TEMPERATURE**2  # (B,)
-        own, imitation = by_stride(features), torch.zeros((), device=image.device)
-        for k, a in enumerate(answers):
+        return Term((classes * upright).sum() * self.weights.classes, upright.sum().float())
+
+    def _features(self, told: Sequence[tuple[int, Answer]], features: Features, n: int) -> Term:
+        own = by_stride(features)
+        imitation = torch.zeros((), device=features.s32.device)
+        for k, a in told:
             for stride, m in a.maps.items():
                 weight = self.weights.features if stride == 32 else self.weights.early
-                imitation = imitation + self._imitation(f"{k}_{stride}", own[stride], m) * (weight / len(answers))
-        n = torch.tensor(float(len(image)), device=image.device)
-        return {
-            "teacher": Term((classes * upright).sum() * self.weights.classes, upright.sum().float()),
-            "features": Term(imitation * n, n),
-        }
+                imitation = imitation + self._imitation(f"{k}_{stride}", own[stride], m) * (weight / len(told))
+        return Term(imitation * n, torch.tensor(float(n), device=imitation.device))
+
+    def _zones(self, theirs: Sequence[Tensor], own: Tensor, upright: Tensor, zones: Sequence[Zones]) -> Term:
+        said = []
+        for grades in theirs:
+            same = F.interpolate(grades.float(), own.shape[-2:], mode="bilinear")
+            said.append((largest_in_zones(same[:, 0], zones) * GRADED).sigmoid())
+        target = torch.stack(said).mean(0)  # (B, 3, 2)
+        weight = upright.float()[:, None, None].expand_as(target)
+        term = zone_term(own[:, 0], zones, target, weight)
+        return Term(term.total * self.weights.zones, term.weight)
 
     def _imitation(self, key: str, own: Tensor, theirs: Tensor) -> Tensor:
         """Smooth L1 over the smaller of the two grids."""
