@@ -26,12 +26,14 @@ AHEAD = 2  # batches that are made while the network runs
 
 @dataclass
 class Batch:
-    """image (B, 1, S, S) normalised, other_view the same differently augmented (empty unless asked for);
+    """image (B, 1, S, S) normalised; other_view the same differently augmented, large the same at more pixels (both
+    empty unless asked for);
     lungs (B, 2, S/2, S/2) in 0-1; has_lungs, is_negative (B,) bool; convention (B,) of CONVENTIONS, -1 without masks;
     label (B,), -1 unknown; findings (B, 10), NaN unknown; zones, zone_weight (B, 3, 2), weight 0 unknown."""
 
     image: Tensor
     other_view: Tensor
+    large: Tensor
     lungs: Tensor
     has_lungs: Tensor
     is_negative: Tensor
@@ -44,7 +46,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """There, images channels-last."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        for name in ("image", "other_view"):
+        for name in ("image", "other_view", "large"):
             moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
         return Batch(**moved)
 
@@ -53,6 +55,7 @@ class _Sample(NamedTuple):
     views: list[NDArray[np.uint8]]
     lungs: NDArray[np.uint8]
     negative: bool
+    large: NDArray[np.uint8] | None = None
 
 
 class Loader:
@@ -61,6 +64,7 @@ class Loader:
     training: shuffled, whole batches only; else in order, the last one short (default: whether augmented)
     balance: classes are drawn equally often, with replacement; needs labels
     rank, ranks: this process's share of each batch; views: 2 adds a second augmentation of each image
+    large: pixels of Batch.large, if more than `size`: images are augmented there, and then made smaller
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         views: int = 1,
+        large: int = 0,
         workers: int = 2,
         brixia_threshold: float = 1.0,
         normal_weight: float = 0.3,
@@ -87,6 +92,7 @@ class Loader:
         self.size, self.batch, self.augmentation, self.seed = size, batch, augmentation, seed
         self.training = augmentation is not None if training is None else training
         self.balance, self.rank, self.ranks, self.views, self.workers = balance, rank, ranks, views, workers
+        self.large = large if large > size else 0
         self.brixia_threshold, self.normal_weight = brixia_threshold, normal_weight
 
     def batches(self) -> int:
@@ -128,16 +134,9 @@ class Loader:
 
     def _sample(self, epoch: int, i: int, again: int) -> _Sample:
         """again: how often the image came before in this epoch, as it may when classes are balanced."""
-        pixels, mask = self.cache.row(i)
-        if self.size != pixels.shape[0]:
-            half = self.size // 2
-            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=cv2.INTER_AREA)
-            if mask.any():
-                mask = np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])
-            else:
-                mask = np.zeros((2, half, half), np.uint8)
+        pixels, mask = _resized(*self.cache.row(i), self.large or self.size)
         if self.augmentation is None:
-            return _Sample([pixels] * self.views, mask, False)
+            return self._smaller(_Sample([pixels] * self.views, mask, False))
         rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
         turned = rng.random() < self.augmentation.negative
         first, lungs = augment(pixels, mask, self.augmentation, rng)
@@ -145,11 +144,19 @@ class Loader:
             first, lungs = negative(first, rng), np.zeros_like(lungs)
         blank = np.zeros_like(mask)
         rest = [augment(pixels, blank, self.augmentation, rng)[0] for _ in range(self.views - 1)]
-        return _Sample([first, *rest], lungs, bool(turned))
+        return self._smaller(_Sample([first, *rest], lungs, bool(turned)))
+
+    def _smaller(self, s: _Sample) -> _Sample:
+        """From `large` pixels, which are kept, to `size`."""
+        if not self.large:
+            return s
+        _, lungs = _resized(s.views[0], s.lungs, self.size)
+        return _Sample([_resized(v, s.lungs, self.size)[0] for v in s.views], lungs, s.negative, s.views[0])
 
     def _collate(self, chunk: NDArray[np.int64], futures: list[Future[_Sample]]) -> Batch:
         n, half = len(chunk), self.size // 2
         views = np.zeros((2, n, 1, self.size, self.size), np.float32)
+        large = np.zeros((n if self.large else 0, 1, self.large, self.large), np.float32)
         lungs = np.zeros((n, 2, half, half), np.float32)
         has_lungs, is_negative = np.zeros(n, bool), np.zeros(n, bool)
         label, convention = np.full(n, -1), np.full(n, -1)
@@ -159,6 +166,8 @@ class Loader:
             record, sample = self.records[i], future.result()
             for k, pixels in enumerate(sample.views):
                 np.subtract(pixels, np.float32(self.config.offset), out=views[k, j, 0])
+            if sample.large is not None:
+                np.subtract(sample.large, np.float32(self.config.offset), out=large[j, 0])
             np.multiply(sample.lungs, np.float32(1 / 255), out=lungs[j])
             is_negative[j] = sample.negative
             has_lungs[j] = sample.negative or record.lungs is not None
@@ -170,8 +179,20 @@ class Loader:
             label[j] = -1 if record.label is None else record.label
             findings[j] = record.findings
             zones[j], weight[j] = self._zones(record)
-        views *= np.float32(1 / self.config.scale)
-        arrays = (views[0], views[1 : self.views], lungs, has_lungs, is_negative, convention, label, findings, zones)
+        for images in (views, large):
+            images *= np.float32(1 / self.config.scale)
+        arrays = (
+            views[0],
+            views[1 : self.views],
+            large,
+            lungs,
+            has_lungs,
+            is_negative,
+            convention,
+            label,
+            findings,
+            zones,
+        )
         tensors = [torch.from_numpy(a) for a in (*arrays, weight)]
         tensors[1] = tensors[1].flatten(0, 1)
         return Batch(*tensors)
@@ -185,6 +206,19 @@ class Loader:
             return (record.brixia >= self.brixia_threshold).astype(np.float32), 1.0
         # ours: a normal film has no lesion in any zone
         return np.zeros((3, 2), np.float32), self.normal_weight if record.label == 0 else 0.0
+
+
+def _resized(
+    pixels: NDArray[np.uint8], mask: NDArray[np.uint8], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """pixels (S, S) to `size` and mask (2, S/2, S/2) to half of it."""
+    if size == pixels.shape[0]:
+        return pixels, mask
+    half = size // 2
+    out = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+    if not mask.any():
+        return out, np.zeros((2, half, half), np.uint8)  # type: ignore[return-value]
+    return out, np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])  # type: ignore[return-value]
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:

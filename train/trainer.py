@@ -147,6 +147,7 @@ class Trainer:
         settings: dict[str, Any] = {**self.loading, "seed": self.recipe.seed}
         if training:
             settings |= {"augmentation": self.recipe.augmentation, "training": True, "balance": self.recipe.balance}
+            settings["large"] = self.objective.large
             settings |= {"rank": self.where.rank, "ranks": self.where.size}
         elif settings.get("views", 1) > 1:  # two views of an image are told apart by their augmentation alone
             settings |= {"augmentation": self.recipe.augmentation, "training": False}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cxrvit_edge.errors import UsageError
 from cxrvit_edge.model import checkpoint
 from cxrvit_edge.model.densenet import Features
 from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
+from train.loader import Batch
 from train.losses import largest_in_zones
 from train.networks.build import build
 from train.objectives.teaching import GRADED, TEMPERATURE, Teacher, Teaching, answer
@@ -60,6 +61,14 @@ def drawn(batch: int, size: int) -> Features:
     return Features(*(torch.randn(batch, c, size // s, size // s) for s, c in MAPS["cxrvit"].items()))
 
 
+def seen(image: Tensor, upright: Tensor | None = None, large: Tensor | None = None) -> Batch:
+    """A batch that holds these images and nothing of what is known of them."""
+    unused = {f.name: torch.empty(0) for f in fields(Batch)}
+    turned = torch.zeros(len(image), dtype=torch.bool) if upright is None else ~upright
+    given = {"image": image, "is_negative": turned, "large": torch.empty(0) if large is None else large}
+    return Batch(**{**unused, **given})
+
+
 def output(batch: int, size: int, logits: Tensor | None = None) -> TriageLogits:
     """Of a student, for images of `size`."""
     return TriageLogits(
@@ -83,9 +92,7 @@ def learned(teaching: Teaching, image: Tensor) -> TriageNet:
     """A student with the gradient of one batch."""
     student = TriageNet(TINY).train()
     features = student.backbone(image)
-    upright = torch.ones(len(image), dtype=torch.bool)
-    zones = [halves(image.shape[-1] // 2)] * len(image)
-    terms = teaching(image, student.heads(features), features, upright, zones)
+    terms = teaching(seen(image), student.heads(features), features, [halves(image.shape[-1] // 2)] * len(image))
     torch.stack([t.total for t in terms.values()]).sum().backward()
     return student
 
@@ -109,7 +116,7 @@ def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
     teachers, image = [net_of("efficientnet-lite0"), net_of("densenet121")], torch.randn(3, 1, 64, 64)
     logits, upright = torch.randn(3, 3), torch.tensor([True, False, True])
     none = [None] * 3
-    terms = Teaching([Teacher(t) for t in teachers])(image, output(3, 64, logits), drawn(3, 64), upright, none)
+    terms = Teaching([Teacher(t) for t in teachers])(seen(image, upright), output(3, 64, logits), drawn(3, 64), none)
     assert set(terms) == {"teacher", "features"}
     mean = torch.stack([answer(t, image).logits for t in teachers]).mean(0)
     p, q = (mean / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
@@ -121,8 +128,8 @@ def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     teacher, image = net_of("cxrvit"), torch.randn(4, 1, 64, 64)
     said = answer(teacher, image)
-    features, upright = Features(*said.maps.values()), torch.tensor([True] * 4)
-    terms = Teaching([Teacher(teacher)])(image, output(4, 64, said.logits), features, upright, [None] * 4)
+    features = Features(*said.maps.values())
+    terms = Teaching([Teacher(teacher)])(seen(image), output(4, 64, said.logits), features, [None] * 4)
     assert abs(float(terms["teacher"].total)) < 1e-5
 
 
@@ -133,7 +140,7 @@ def test_zones_are_learned_from_those_that_grade() -> None:
     zones = [halves(32), halves(32), None]
     teaching = Teaching([Teacher(t, classes=False, grades=True) for t in teachers])
     assert not list(teaching.parameters())
-    terms = teaching(image, own, drawn(3, 64), upright, zones)
+    terms = teaching(seen(image, upright), own, drawn(3, 64), zones)
     assert set(terms) == {"grades"} and float(terms["grades"].weight) == 6
     said = torch.stack([(largest_in_zones(answer(t, image).grades[:, 0], zones) * GRADED).sigmoid() for t in teachers])
     p, z = said.mean(0)[0], largest_in_zones(own.severity[:, 0], zones)[0]
@@ -177,10 +184,15 @@ def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
     """Its answer to the smaller image; the student's features are pooled to its grid."""
     teacher, image = net_of("efficientnet-lite0"), torch.randn(2, 1, 128, 128)
     small = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear", antialias=True)
-    teaching, upright = Teaching([Teacher(teacher, 64)]), torch.tensor([True, True])
+    teaching = Teaching([Teacher(teacher, 64)])
     said = answer(teacher, small)
     own = output(2, 128, said.logits)
-    terms = teaching(image, own, drawn(2, 128), upright, [None, None])
+    terms = teaching(seen(image), own, drawn(2, 128), [None, None])
     assert abs(float(terms["teacher"].total)) < 1e-5
-    whole = Teaching([Teacher(teacher, 128)])(image, own, drawn(2, 128), upright, [None, None])
+    whole = Teaching([Teacher(teacher, 128)])(seen(image), own, drawn(2, 128), [None, None])
     assert float(whole["teacher"].total) > 1e-3
+    asked = Teaching([Teacher(teacher, 128)])
+    assert asked.large == 128
+    same = answer(teacher, image)
+    terms = asked(seen(small, large=image), output(2, 64, same.logits), drawn(2, 64), [None, None])
+    assert abs(float(terms["teacher"].total)) < 1e-5

@@ -44,6 +44,7 @@ class Joint(Objective):
     ) -> None:
         super().__init__(net)
         self.teaching = teaching
+        self.large = 0 if teaching is None else teaching.large
         self.class_weight: Tensor
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.weights = weights or Weights()
@@ -57,7 +58,7 @@ class Joint(Objective):
         if step < w.severity_from:
             severity = Term(severity.total * 0, severity.weight)
         taught = self.teaching
-        terms = {} if taught is None else taught(batch.image, out, features, ~batch.is_negative, zones)
+        terms = {} if taught is None else taught(batch, out, features, zones)
         if step < w.severity_from and "grades" in terms:
             terms["grades"] = _times(terms["grades"], 0.0)
         return {

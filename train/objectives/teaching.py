@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cxrvit_edge.model.densenet import CHANNELS, Features
 from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
+from train.loader import Batch
 from train.losses import Zones, largest_in_zones, zone_term
 from train.networks.baseline import Baseline
 from train.networks.convolutional import Convolutional, by_stride
@@ -80,7 +81,8 @@ class Weights:
 
 
 class Teaching(nn.Module):
-    """Each teacher is asked about the very image that the student sees, no larger than it is used to.
+    """Each teacher is asked about the very image that the student sees, at the size that it is used to: smaller than
+    the student's, or larger, for a student at a fourth of the pixels learns from four times as many images.
 
     Logits are averaged over the teachers of classes, probabilities of a zone over those that grade; each one's
     features, standardised by channel, are imitated through a projection of its own.
@@ -90,6 +92,7 @@ class Teaching(nn.Module):
         super().__init__()
         self.weights = weights or Weights()
         self._teachers = tuple(teachers)  # a tuple: no part of this module
+        self.large = max(t.size for t in self._teachers)  # pixels of the image that is asked for
         self.project = nn.ModuleDict()
         self.standard = nn.ModuleDict()
         for k, t in enumerate(self._teachers):
@@ -98,11 +101,10 @@ class Teaching(nn.Module):
                 self.project[f"{k}_{stride}"] = nn.Conv2d(_OWN[stride], m.shape[1], 1)
                 self.standard[f"{k}_{stride}"] = nn.BatchNorm2d(m.shape[1], affine=False)
 
-    def forward(
-        self, image: Tensor, out: TriageLogits, features: Features, upright: Tensor, zones: Sequence[Zones]
-    ) -> dict[str, Term]:
-        """out and features of the student; upright (B,): images that are learned from, but for their features; zones
-        of each image on the student's map."""
+    def forward(self, batch: Batch, out: TriageLogits, features: Features, zones: Sequence[Zones]) -> dict[str, Term]:
+        """out and features of the student, zones of each image on its map. Of a turned or inverted image the features
+        alone are imitated."""
+        image, upright = batch.large if len(batch.large) else batch.image, ~batch.is_negative
         answers = [answer(t.net.to(image.device), _at_most(image, t.size)) for t in self._teachers]
         of = list(zip(self._teachers, answers, strict=True))
         terms = {}
