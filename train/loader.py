@@ -217,8 +217,8 @@ def _resized(
     half = size // 2
     out = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
     if not mask.any():
-        return out, np.zeros((2, half, half), np.uint8)  # type: ignore[return-value]
-    return out, np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])  # type: ignore[return-value]
+        return out, np.zeros((2, half, half), np.uint8)
+    return out, np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:
