@@ -21,7 +21,7 @@ from train.crossval_figures import against, figures, text
 from train.crossval_plan import Plan, load, paired, part_of, plan_of, save
 from train.data.manifest import REUSABLE
 from train.data.split import VAL
-from train.options import OWN, RUN, SHARED
+from train.options import CROSSED, OWN, RUN, SHARED
 from train.predict import Predictions, predict_files
 from train.runs import combine, load_run
 
@@ -69,7 +69,7 @@ def crossval(values: Mapping[str, Any], device: str, say: Say) -> str:
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """What makes the weights, but for data; of a path its end. UsageError for an option that is not the stage's."""
     own = OWN[values["stage"]]
-    for name, (_, default) in ((k, v) for stage in STAGES for k, v in OWN[stage].items()):
+    for name, (_, default) in CROSSED.items():
         if name not in own and values[name] != default:
             raise UsageError(f"--{name.replace('_', '-')} is no option of stage {values['stage']}; leave it out")
     names = ["stage", "by", "folds", *(k for k in {**SHARED, **own} if k in values and k not in APART)]

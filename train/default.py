@@ -68,7 +68,7 @@ DEFAULT = {
     "cuda": Steps(  # built, not run: sized for ten minutes at 60 images a second; no rate was measured
         {**TEACHER, "schedule": "224:20e:32"},
         {**GRADER, "schedule": "224:14e:16"},
-        {"schedule": "128:60e:32,224:10e:16,384:3e:16,512:3e:16", "lr": 1e-3, "side": 0.2, "precision": "auto"},
+        {"schedule": "128:16e:32,224:8e:16,384:2e:16,512:2e:16", "lr": 1e-3, "side": 0.2, "precision": "auto"},
         workers=12,
     ),
 }

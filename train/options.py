@@ -171,7 +171,7 @@ VERBS: dict[str, dict[str, Option]] = {
 }
 
 _CROSS = "Cross-validation"
-_CROSSED = {**OWN["diagnosis"], **OWN["severity"], **OWN["joint"]}
+CROSSED = {**OWN["diagnosis"], **OWN["severity"], **OWN["joint"]}  # where two have an option, the default is joint's
 VERBS["crossval"] = {
     "stage": _option(str, "joint", "Stage that is trained: joint, diagnosis or severity.", panel=_CROSS),
     "by": _option(str, "patient", "Folds of patients, or each source left out: patient or source.", panel=_CROSS),
@@ -186,7 +186,7 @@ VERBS["crossval"] = {
     "against": _option(
         list[Path] | None, None, "--out of another cross-validation, for paired differences; repeat.", panel=_CROSS
     ),
-    **{k: v for k, v in {**_CROSSED, **SHARED}.items() if k != "leave_out"},
+    **{k: v for k, v in {**CROSSED, **SHARED}.items() if k != "leave_out"},
 }
 
 _COPY = "Copy"

@@ -166,9 +166,13 @@ def test_each_step_is_what_its_command_says(device: str, monkeypatch: pytest.Mon
 
 def test_a_card_has_ten_minutes_at_the_rate_it_is_sized_for() -> None:
     steps, images = default.DEFAULT["cuda"], 0
-    for stage, own in (("diagnosis", steps.teacher), ("joint", steps.network)):
+    for stage, own, n in (
+        ("diagnosis", steps.teacher, 650),
+        ("severity", steps.grader, 240),
+        ("joint", steps.network, 650),
+    ):
         values = default.values_of(stage, own)
-        images += sum(p.steps(650) * p.batch for p in stages.recipe_of(stage, values).phases)
+        images += sum(p.steps(n) * p.batch for p in stages.recipe_of(stage, values).phases)
     assert images / 60 < 600
 
 
