@@ -30,7 +30,7 @@ def row(found: Mapping[str, Any], name: str, changed: str, verdict: str, why: st
     out |= {"by": found["settings"]["by"], "folds": " ".join(fold["name"] for fold in found["folds"])}
     out["images"] = found["images"]
     out["auc_mean"] = interval(d["auc"]["mean"]) if d["images"] else ""
-    within = {**found["auc_within_source"], **found["auc_within_source_and_view"]}
+    within = {**found.get("auc_within_source", {}), **found.get("auc_within_source_and_view", {})}
     for column, pair in PAIRS.items():
         for view in ("", "PA", "AP"):
             e = within.get(pair.replace(":", f", {view}:") if view else pair)

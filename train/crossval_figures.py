@@ -32,10 +32,11 @@ def figures(
     means = {id(s): {t: training_mean(s, t) for t in CUTS} for s in splits}
     constants = {t: {r.path: means[id(s)][t] for r, s in zip(p.records, splits, strict=True)} for t in CUTS}
     out = figures_of(p, tasks, constants=cast(Any, constants), view=view, draws=draws)
-    known = judged(p, view)
-    out["auc_within_source_and_view"] = within_source(
-        [p.records[int(i)] for i in known], p.logits[known].astype(np.float64), by_view=True, draws=draws
-    )
+    if "diagnosis" in tasks:
+        known = judged(p, view)
+        out["auc_within_source_and_view"] = within_source(
+            [p.records[int(i)] for i in known], p.logits[known].astype(np.float64), by_view=True, draws=draws
+        )
     if "lungs" in tasks:
         out["lung_dice_by_source"] = lung_dice_by_source(p, draws=draws)
     return {"caveat": CAVEAT, **out}
@@ -68,7 +69,7 @@ def against(
             for name in e
         }
 
-    known = [int(i) for i in judged(p, view)]
+    known = [int(i) for i in judged(p, view)] if "diagnosis" in tasks else []
     out: dict[str, Any] = {"images": len(p.records)}
     if known:
         out["auc"] = compare(known, *(_areas(x, known) for x in (p, q)))
@@ -165,7 +166,7 @@ def text(c: Mapping[str, Any]) -> str:
             over = e if name == MEAN else {"value": e["value"], "low": e["cluster_low"], "high": e["cluster_high"]}
             line(f"AUC {name}", d["images"] if name == MEAN else d["classes"][name], over, "auc", name)
     for key in ("within_source", "within_source_and_view"):
-        for pair, e in c[f"auc_{key}"].items():
+        for pair, e in c.get(f"auc_{key}", {}).items():
             line(f"AUC {pair}", "/".join(map(str, e["images"])), e, key, pair)
     for cut, e in c.get("severity", {}).items():
         if not e["images"]:

@@ -169,6 +169,13 @@ def test_fresh_makes_a_fold_again(data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "cv" / "fold-0" / "fold.json").read_text())["settings"]["lr"] == 0.01
 
 
+def test_zones_are_judged_by_themselves(data: Path, tmp_path: Path) -> None:
+    done(data, tmp_path / "cv", "--stage", "severity", "--network", "vit", "--fold", "0", "--partial")
+    found = json.loads((tmp_path / "cv" / "crossval.json").read_text())
+    assert found["severity"]["brixia>=1"]["images"] and "auc_within_source" not in found and "lung_dice" not in found
+    assert found["settings"]["normal_weight"] == 0.3
+
+
 def test_a_baseline_is_compared_on_the_images_that_both_have(made: Path, data: Path) -> None:
     out = data.parent / "baseline"
     light = ("--stage", "diagnosis", "--network", "vit", "--by", "source")

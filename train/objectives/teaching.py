@@ -145,5 +145,5 @@ class Teaching(nn.Module):
         """Smooth L1 over half the teacher's grid, or the student's where that is smaller."""
         target = self.standard[key](theirs.float()).clamp(-_LARGEST, _LARGEST)
         projected = self.project[key](own).float()
-        grid = [min(p, -(-t // _POOLED)) for p, t in zip(projected.shape[-2:], target.shape[-2:], strict=True)]
+        grid = min(projected.shape[-1], -(-target.shape[-1] // _POOLED))
         return F.smooth_l1_loss(F.adaptive_avg_pool2d(projected, grid), F.adaptive_avg_pool2d(target, grid))
