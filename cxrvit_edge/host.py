@@ -59,7 +59,7 @@ def keep_memory() -> bool:
     """Have C code keep what it frees for what it takes next (glibc), for the life of this process; whether it will.
 
     Large tensors are otherwise mapped anew at each step of training, and every page of them faults and is zeroed:
-    benchmarks/results/kept_memory.csv. For processes that take the same sizes again and again; what they hold does not
+    benchmarks/kept_memory.py. For processes that take the same sizes again and again; what they hold does not
     sink in between.
     """
     try:
