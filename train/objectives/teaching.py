@@ -25,7 +25,6 @@ from train.objective import Term
 
 TEMPERATURE = 2.0  # that softens both sides' classes
 GRADED = 0.5  # of a grading teacher's logits: learned from few films, it is twice as sure out of fold as it is right
-_POOLED = 2  # cells of a teacher's map, a side, whose mean is imitated: what lies within is noise to a student
 _LARGEST = 5.0  # standard deviations of a feature that are still imitated
 _OWN = {4: CHANNELS.s4, 8: CHANNELS.s8, 16: CHANNELS.s16, 32: CHANNELS.s32}  # channels of the student, by stride
 
@@ -142,8 +141,8 @@ class Teaching(nn.Module):
         return Term(term.total * self.weights.zones, term.weight)
 
     def _imitation(self, key: str, own: Tensor, theirs: Tensor) -> Tensor:
-        """Smooth L1 over half the teacher's grid, or the student's where that is smaller."""
+        """Smooth L1 over the smaller of the two grids."""
         target = self.standard[key](theirs.float()).clamp(-_LARGEST, _LARGEST)
         projected = self.project[key](own).float()
-        grid = min(projected.shape[-1], -(-target.shape[-1] // _POOLED))
+        grid = min(projected.shape[-1], target.shape[-1])
         return F.smooth_l1_loss(F.adaptive_avg_pool2d(projected, grid), F.adaptive_avg_pool2d(target, grid))
