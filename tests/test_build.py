@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from engine_graphs import write_gpu_bundle
 from small_bundle import another_user, reseal
 
 from cxrvit_edge import build as build_module
 from cxrvit_edge.build import Built, build, choose, decide, told
 from cxrvit_edge.bundle import Bundle
-from cxrvit_edge.cli import app
 from cxrvit_edge.errors import EngineError, ParityError, UsageError
 from cxrvit_edge.host import Gpu, gpus
 from cxrvit_edge.inspection import inspect_path
@@ -49,12 +49,6 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 def opened(folder: Path) -> Bundle:
     return Bundle.open(folder)
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        app([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 def test_six_engines_without_a_gpu_and_all_of_them_fused(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import cv2
 import pytest
+from command import run
 from fakes import FakeSession, film, sessions, write_bundle, write_films
 
 from cxrvit_edge import progress
-from cxrvit_edge.cli import app
 from cxrvit_edge.errors import EngineError, ParityError
 from cxrvit_edge.ledger import Ledger
 from cxrvit_edge.report.run import RESEARCH_USE, Run
@@ -48,12 +48,6 @@ def fake_sessions(monkeypatch: pytest.MonkeyPatch) -> Options:
 
     monkeypatch.setattr("cxrvit_edge.triage.open_sessions", open_fake)
     return asked
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        app([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
 
 
 def test_triage_has_the_options_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,9 @@ class Loader:
 
     def _sample(self, epoch: int, i: int, again: int) -> _Sample:
         """again: how often the image came before in this epoch, as it may when classes are balanced."""
-        pixels, mask = _resized(*self.cache.row(i), self.large or self.size)
+        pixels, mask = self.cache.row(i)
+        at = self.large or self.size
+        pixels, mask = _image_at(pixels, at), _lungs_at(mask, at // 2)
         if self.augmentation is None:
             return self._smaller(_Sample([pixels] * self.views, mask, False))
         rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
@@ -150,8 +152,8 @@ class Loader:
         """From `large` pixels, which are kept, to `size`."""
         if not self.large:
             return s
-        _, lungs = _resized(s.views[0], s.lungs, self.size)
-        return _Sample([_resized(v, s.lungs, self.size)[0] for v in s.views], lungs, s.negative, s.views[0])
+        views = [_image_at(view, self.size) for view in s.views]
+        return _Sample(views, _lungs_at(s.lungs, self.size // 2), s.negative, s.views[0])
 
     def _collate(self, chunk: NDArray[np.int64], futures: list[Future[_Sample]]) -> Batch:
         n, half = len(chunk), self.size // 2
@@ -208,17 +210,15 @@ class Loader:
         return np.zeros((3, 2), np.float32), self.normal_weight if record.label == 0 else 0.0
 
 
-def _resized(
-    pixels: NDArray[np.uint8], mask: NDArray[np.uint8], size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """pixels (S, S) to `size` and mask (2, S/2, S/2) to half of it."""
-    if size == pixels.shape[0]:
-        return pixels, mask
-    half = size // 2
-    out = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
-    if not mask.any():
-        return out, np.zeros((2, half, half), np.uint8)
-    return out, np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])
+def _image_at(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    return pixels if size == len(pixels) else cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _lungs_at(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(2, h, h) -> (2, size, size)."""
+    if size == mask.shape[-1]:
+        return mask
+    return np.stack([_image_at(m, size) for m in mask]) if mask.any() else np.zeros((2, size, size), np.uint8)
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:

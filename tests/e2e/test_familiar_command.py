@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import lines, run
 
 pytest.importorskip("torch")
 
@@ -19,24 +20,12 @@ from small_bundle import Exported, forget_embedding, reseal
 
 from cxrvit_edge import ood
 from cxrvit_edge.bundle import WEIGHTS, Bundle
-from cxrvit_edge.cli import app
 from cxrvit_edge.preprocess import PreprocessConfig, preprocess
 from cxrvit_edge.radiograph import read
 from cxrvit_edge.runtime.torch import TorchSession
 from train.ood import fit_familiar
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        app([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-def lines(out: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    return {line["file"]: line for line in found}
 
 
 @pytest.fixture(scope="module")

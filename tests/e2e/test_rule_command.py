@@ -11,26 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import lines, run
 
 pytest.importorskip("torch")
 
 from small_bundle import Exported, reseal
 
-from cxrvit_edge.cli import app
 from cxrvit_edge.triage import Triage
 
 CLASSES = ("normal", "other_infection", "covid19")
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        app([str(argument) for argument in arguments])
-    return int(stop.value.code or 0)
-
-
-def lines(out: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    return {line["file"]: line for line in found}
 
 
 @pytest.fixture(scope="module")

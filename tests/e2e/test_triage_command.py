@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import lines
 
 from cxrvit_edge.bundle import default_path
 
@@ -37,13 +38,6 @@ def command(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "cxrvit_edge", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-
-
-def lines(out: Path) -> dict[str, dict[str, object]]:
-    found = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    by_file = {line["file"]: line for line in found}
-    assert len(by_file) == len(found)
-    return by_file
 
 
 def test_examples(examples_out: Path) -> None:

@@ -2,7 +2,7 @@
 
 Of those that tell classes apart also the features, at every stride they give, each through a linear projection (Romero
 et al. 2015): thousands of targets an image where a label is one. That is what makes a trunk learn from few images what
-its teachers brought along. Of those that grade, the zones of every film: radiologists scored one in five.
+its teachers brought along. Of those that grade, the zones of every film: radiologists scored one in nine.
 """
 
 from __future__ import annotations
