@@ -58,11 +58,12 @@ def maps_of(net: TriageNet, config: PreprocessConfig, case: Outlined) -> tuple[d
     assert mask is not None
     tensor, geometry = preprocess(read(case.image), config)
     with torch.no_grad():
-        features = net.backbone(torch.from_numpy(tensor)[None])
-        token, tokens = net.encoder(net.corpus(features.s32))
-        class_index = int(net.diagnosis(token)[0].argmax())
-        severity = net.severity(tokens).sigmoid()[0, 0].numpy()
-        lungs = net.lungs(features).sigmoid()[0].amax(0).numpy()
+        image = torch.from_numpy(tensor)[None]
+        features = net.features(image)
+        said = net.heads(features, net.enlargement(image))
+        class_index = int(said.logits[0].argmax())
+        severity = said.severity.sigmoid()[0, 0].numpy()
+        lungs = said.lungs.sigmoid()[0].amax(0).numpy()
     square: dict[str, Map] = {
         name: method(net, features.s32, class_index)[0].numpy() for name, method in METHODS.items()
     }

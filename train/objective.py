@@ -25,7 +25,6 @@ class Objective(nn.Module):
     """A network and its losses, run as one module so that many processes can share it.
 
     metric: of `validate`, what early stopping and the choice of weights go by; higher: whether more is better.
-    large: pixels of Batch.large that its losses want, 0 for none.
     uses: batches that this stage can learn from have it ("label", "findings", "zones", "lungs" or "image").
     """
 
@@ -33,7 +32,6 @@ class Objective(nn.Module):
     metric: ClassVar[str]
     higher: ClassVar[bool] = True
     uses: ClassVar[str] = "image"
-    large: int = 0
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

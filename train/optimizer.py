@@ -12,15 +12,17 @@ from train.recipe import Recipe
 
 
 def optimizer_of(module: nn.Module, r: Recipe) -> torch.optim.Optimizer:
-    """Over what is trained of `module`; weight decay for matrices and kernels only."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": r.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Over what is trained of `module`; weight decay for matrices and kernels only. `rate` of a group is its share of
+    the learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            rate = r.encoder_rate if "encoder" in name.split(".") else 1.0
+            groups.setdefault((rate, r.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    kinds: list[dict[str, Any]] = [{"params": p, "rate": k[0], "weight_decay": k[1]} for k, p in groups.items()]
     if r.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-    return (torch.optim.Adam if r.optimizer == "adam" else torch.optim.AdamW)(groups, lr=r.lr)
+        return torch.optim.SGD(kinds, lr=r.lr, momentum=r.momentum)
+    return (torch.optim.Adam if r.optimizer == "adam" else torch.optim.AdamW)(kinds, lr=r.lr)
 
 
 def arithmetic(precision: str, device: torch.device) -> torch.dtype:

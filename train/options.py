@@ -49,6 +49,9 @@ NETWORK: dict[str, Option] = {
     ),
     "corpus": _option(str, "before", "Features before PCAM or after-1, after-3, after-10 maps.", panel=_NET),
     "image_size": _option(int, 512, "Full size; 1024 keeps the 16 x 16 corpus by a stride of 2.", panel=_NET, min=32),
+    "trunk_size": _option(
+        int | None, None, "Pixels that a cxrvit's trunk sees, 0 for all, else the preset's.", panel=_NET, min=0
+    ),
     "layers": _option(int | None, None, "Encoder layers, else the preset's.", panel=_NET, min=1),
     "heads": _option(int | None, None, "Attention heads, else the preset's.", panel=_NET, min=1),
     "width": _option(int | None, None, "Width of a token, else the preset's.", panel=_NET, min=1),
@@ -59,6 +62,7 @@ RECIPE: dict[str, Option] = {
     "schedule": _option(str | None, None, "size:steps:batch, or epochs as 8e; joined by commas.", panel=_RECIPE),
     "optimizer": _option(str | None, None, "adam, adamw or sgd.", panel=_RECIPE),
     "lr": _option(float | None, None, "Peak learning rate at the first batch size.", panel=_RECIPE),
+    "encoder_rate": _option(float | None, None, "What the encoder's rate is of --lr, at most 1.", panel=_RECIPE),
     "momentum": _option(float | None, None, "Of sgd.", panel=_RECIPE),
     "weight_decay": _option(float | None, None, "Of matrices and kernels.", panel=_RECIPE),
     "decay": _option(str | None, None, "constant, cosine or step.", panel=_RECIPE),
@@ -109,9 +113,7 @@ OWN: dict[str, dict[str, Option]] = {
     "joint": {
         "brixia_threshold": _option(float, 1.0, "Brixia score from which a zone counts as 1.", panel=_TASK),
         "normal_weight": _option(float, 0.3, "Weight of normal images as zones of 0.", panel=_TASK, min=0),
-        "side": _option(
-            float, 1.0, "Share of map's and lungs' gradient that reaches the trunk.", panel=_TASK, min=0, max=1
-        ),
+        "side": _option(float, 1.0, "Share of the lungs' gradient that reaches the trunk.", panel=_TASK, min=0, max=1),
         "teacher": _option(
             list[Path] | None,
             None,
@@ -203,7 +205,7 @@ VERBS["default"] = {
     "teacher_schedule": _option(str | None, None, "Of both teachers, else the recipe's.", panel=_RECIPE),
     "seed": RECIPE["seed"],
     **RUN,
-    "workers": _option(int | None, None, "Threads that read and augment, else the recipe's.", panel=_RUN, min=1),
+    "workers": _option(int | None, None, "Threads that read and augment, else one a core.", panel=_RUN, min=1),
 }
 VERBS["pack"] = {
     "data": (Annotated[Path, typer.Argument(metavar="DATA", help="Folder with manifest.csv.")], _REQUIRED),

@@ -54,6 +54,7 @@ class Recipe:
     """phases: what is trained for how long at which size.
 
     lr: peak learning rate at the first phase's batch; scaled by the root of the batch in the others
+    encoder_rate: what the encoder's lr is of that of the rest
     decay: of lr after `warmup` steps of linear rise; "step" is a tenth at a half and again at three quarters
     clip: largest gradient norm, 0 for none; accumulate: micro-batches a step, each weighed by itself
     ema: decay of the weights' average, 0 off
@@ -67,6 +68,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     optimizer: str = "adamw"
     lr: float = 3e-4
+    encoder_rate: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 0.05
     decay: str = "cosine"
@@ -98,6 +100,8 @@ class Recipe:
             raise UsageError(f"--accumulate {self.accumulate}: every batch of the schedule must be a multiple of it")
         if not 0 <= self.ema < 1 or not self.lr > 0 or min(self.warmup, self.validate, self.patience) < 0:
             raise UsageError("--ema is in 0-1, --lr above 0, --warmup, --validate and --patience not negative")
+        if not 0 < self.encoder_rate <= 1:
+            raise UsageError("--encoder-rate is above 0, 1 at most")
         if not 0 <= self.momentum < 1 or min(self.clip, self.weight_decay) < 0:
             raise UsageError("--momentum is in 0-1, --clip and --weight-decay are not negative")
         if not 0 <= self.seed < 2**31:

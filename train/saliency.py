@@ -1,6 +1,6 @@
 """Saliency methods side by side, and the pointing game that judges them (P8).
 
-Each method takes the trunk's last features, net.backbone(image).s32 (B, C, H/32, W/32), so that they share its cost.
+Each method takes the trunk's last features, net.features(image).s32 (B, C, H/32, W/32), so that they share its cost.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from train.trainer import Trainer
 from train.weights import start_from
 
 if TYPE_CHECKING:
-    from train.objectives.teaching import Teaching
+    from train.objectives.teaching import Teacher
 
 NETWORKS = {
     "backbone": ("cxrvit", "densenet121"),
@@ -69,6 +69,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
                 if not path.exists():
                     raise UsageError(f"--{option} {path}: no such file or folder; check the spelling")
         recipe = recipe_of(stage, values)
+        teachers = _teachers(values.get("teacher") or [])
         keep_memory()
         records = chosen(stage, values, tell)
         preprocessing = PreprocessConfig(size=config.image_size)
@@ -93,7 +94,7 @@ def run(stage: str, values: Mapping[str, Any], say: Say) -> Path:
             tell(f"{filled} tensors from {values['weights']}")
         if values["init"]:
             tell(start_from(net, values["init"], lambda: _images(records, cache, preprocessing, recipe)))
-        objective = objective_of(stage, net, config, records, values)
+        objective = objective_of(stage, net, config, records, values, teachers)
         if values["fresh"] and where.first:
             forget(values["out"])
         where.wait()
@@ -125,26 +126,45 @@ def network_config(stage: str, values: Mapping[str, Any]) -> NetworkConfig:
         raise UsageError(f"--network {network}: stage {stage} trains {', '.join(NETWORKS[stage])}")
     size = values["image_size"]
     sizes = {k: values[k] for k in ("layers", "heads", "width") if values[k] is not None}
-    stride = stride_of(network, size)
-    base = preset(values["preset"])
-    return replace(base, **sizes, network=network, corpus=values["corpus"], image_size=size, stride=stride)
+    sizes |= {"image_size": size, "trunk_size": trunk_size_of(values), "stride": stride_of(values)}
+    return replace(preset(values["preset"]), **sizes, network=network, corpus=values["corpus"])
 
 
-def stride_of(network: str, size: int) -> int:
-    """Pixels a token stands for: a cxrvit keeps its 16 x 16 tokens at 1024 pixels and more."""
-    return 32 * max(1, size // 512) if network == "cxrvit" else 32
+def stride_of(values: Mapping[str, Any]) -> int:
+    """Pixels a token stands for: a cxrvit keeps its 16 x 16 tokens where its trunk sees 1024 pixels and more."""
+    seen = min(values["image_size"], trunk_size_of(values) or values["image_size"])
+    return 32 * max(1, seen // 512) if values["network"] == "cxrvit" else 32
+
+
+def trunk_size_of(values: Mapping[str, Any]) -> int:
+    """Pixels that the trunk sees, 0 for all of them: a cxrvit's alone."""
+    if values["network"] != "cxrvit":
+        return 0
+    return preset(values["preset"]).trunk_size if values["trunk_size"] is None else values["trunk_size"]
 
 
 def recipe_of(stage: str, values: Mapping[str, Any]) -> Recipe:
     """The preset's, with what was asked for."""
     names = (
-        *("optimizer", "lr", "momentum", "weight_decay", "decay", "warmup", "clip", "accumulate", "ema", "precision"),
+        *(
+            "optimizer",
+            "lr",
+            "encoder_rate",
+            "momentum",
+            "weight_decay",
+            "decay",
+            "warmup",
+            "clip",
+            "accumulate",
+            "ema",
+            "precision",
+        ),
         *("freeze", "balance", "validate", "patience", "seed"),
     )
     recipe = changed(default(stage, values["preset"]), **{k: values[k] for k in names})
     if values["schedule"]:
         recipe = replace(recipe, phases=parse_schedule(values["schedule"]))
-    stride = stride_of(values["network"], values["image_size"])
+    stride = stride_of(values)
     if any(p.size % stride for p in recipe.phases):
         raise UsageError(f"--schedule: sizes are multiples of {stride} with --image-size {values['image_size']}")
     if any(p.size > values["image_size"] for p in recipe.phases):
@@ -166,7 +186,12 @@ def without_broken(records: Sequence[Record], cache: ImageCache, say: Say) -> li
 
 
 def objective_of(
-    stage: str, net: nn.Module, config: NetworkConfig, records: Sequence[Record], values: Mapping[str, Any]
+    stage: str,
+    net: nn.Module,
+    config: NetworkConfig,
+    records: Sequence[Record],
+    values: Mapping[str, Any],
+    teachers: Sequence[Teacher] = (),
 ) -> Objective:
     weight = torch.from_numpy(class_weights(class_counts(records)))
     if stage == "backbone":
@@ -190,15 +215,15 @@ def objective_of(
 
         return AdaINObjective(cast(AdaINSegmenter, net)) if config.network == "adain" else LungObjective(net)
     from train.objectives.joint import Joint, Weights
+    from train.objectives.teaching import Teaching
 
-    return Joint(cast(TriageNet, net), weight, Weights(side=values["side"]), _teaching(values["teacher"]))
+    taught = Teaching(teachers) if teachers else None
+    return Joint(cast(TriageNet, net), weight, Weights(side=values["side"]), taught)
 
 
-def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
+def _teachers(paths: Sequence[Path]) -> list[Teacher]:
     """Each teaches what its stage learned; UsageError for one that learned neither classes nor severity."""
-    if not paths:
-        return None
-    from train.objectives.teaching import Teacher, Teaching
+    from train.objectives.teaching import Teacher
 
     teachers = []
     for path in paths:
@@ -210,7 +235,7 @@ def _teaching(paths: Sequence[Path] | None) -> Teaching | None:
                 "diagnosis, severity or joint"
             )
         teachers.append(Teacher(run.net, run.preprocessing.size, classes, grades))
-    return Teaching(teachers)
+    return teachers
 
 
 def loading_of(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,7 +147,6 @@ class Trainer:
         settings: dict[str, Any] = {**self.loading, "seed": self.recipe.seed}
         if training:
             settings |= {"augmentation": self.recipe.augmentation, "training": True, "balance": self.recipe.balance}
-            settings["large"] = self.objective.large
             settings |= {"rank": self.where.rank, "ranks": self.where.size}
         elif settings.get("views", 1) > 1:  # two views of an image are told apart by their augmentation alone
             settings |= {"augmentation": self.recipe.augmentation, "training": False}
@@ -157,7 +156,7 @@ class Trainer:
         torch.manual_seed((self.recipe.seed << 32) + (self.step << 8) + self.where.rank)  # nothing else is random
         self._train_mode()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.timeline.lr(self.step)
+            group["lr"] = self.timeline.lr(self.step) * group["rate"]
         self.optimizer.zero_grad(set_to_none=True)
         for k, batch in enumerate(batches):
             last = k == len(batches) - 1
@@ -282,10 +281,15 @@ class Trainer:
             "stage": self.objective.name,
             "recipe": self.recipe.to_dict(),
             "data": self._data,
-            "preprocessing": {**self.preprocessing.to_dict(), "size": self.recipe.phases[-1].size},  # as it ends
+            "preprocessing": {**self.preprocessing.to_dict(), "size": self._size()},
             "processes": self.where.size,
             "about": self.about,
         }
+
+    def _size(self) -> int:
+        """Pixels of an image that the network is used on: as it ends, or more where its trunk sees the same of them."""
+        last, whole = self.recipe.phases[-1].size, self.config.image_size
+        return whole if self.config.seen(last) == self.config.seen(whole) else last
 
     def _extra(self) -> dict[str, Any]:
         sources: dict[str, int] = {}

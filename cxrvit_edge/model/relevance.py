@@ -58,7 +58,7 @@ def relevance(net: TriageNet, image: Tensor, class_index: int | Tensor) -> Tenso
     It has no unit: compare within a map. float32 of the network's own device; UsageError for a class there is not.
     """
     with torch.inference_mode(False), torch.no_grad():
-        features = net.backbone(image).s32
+        features = net.features(image).s32
     return relevance_of(net, features, class_index)
 
 

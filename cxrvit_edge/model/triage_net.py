@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cxrvit_edge.errors import UsageError
@@ -32,11 +33,19 @@ def _eased(x: Tensor, share: float) -> Tensor:
     return same
 
 
+def _enlarged(logits: Tensor, by: float) -> Tensor:
+    """(B, C, h, w) -> (B, C, by h, by w)."""
+    if by == 1:
+        return logits
+    return F.interpolate(logits, scale_factor=by, mode="bilinear", align_corners=False)
+
+
 class TriageNet(nn.Module):
     """image (B, 1, H, W) -> logits (B, 3), severity_map (B, 1, H/2, W/2), lung_mask (B, 2, H/2, W/2), embedding (B, D).
 
     Maps are in 0-1; the embedding is the class token after the encoder, which the diagnosis head reads. With a stride
-    of 64 the severity map is (B, 1, H/4, W/4).
+    of 64 the severity map is (B, 1, H/4, W/4). Where the trunk sees fewer pixels (config.trunk_size), maps are made
+    larger bilinearly, before their sigmoid.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -58,27 +67,39 @@ class TriageNet(nn.Module):
         self.lungs = LungDecoder(config.lung_widths, folded=config.folded)
 
     def training_forward(self, image: Tensor) -> TriageLogits:
-        return self.heads(self.backbone(image))
+        return self.heads(self.features(image), self.enlargement(image))
 
-    def heads(self, features: Features, side: float = 1.0) -> TriageLogits:
-        """What every head says of the trunk's features.
+    def features(self, image: Tensor) -> Features:
+        """The trunk's, of as much of the image as it sees."""
+        size, seen = image.shape[-1], self.config.seen(image.shape[-1])
+        if size % seen == 0:
+            return self.backbone(F.avg_pool2d(image, size // seen) if size > seen else image)
+        return self.backbone(F.adaptive_avg_pool2d(image, seen))  # in training alone
 
-        side: share of the map's and the lungs' gradient that goes on into encoder and trunk.
+    def enlargement(self, image: Tensor) -> float:
+        """How much larger the image is than what the trunk sees of it."""
+        return image.shape[-1] / self.config.seen(image.shape[-1])
+
+    def heads(self, features: Features, enlargement: float = 1.0, side: float = 1.0) -> TriageLogits:
+        """What every head says of the trunk's features, maps made larger by `enlargement`.
+
+        side: share of the lungs' gradient that goes on into the trunk.
         """
         token, tokens = self.encoder(self.corpus(features.s32))
         findings, _ = self.pcam(features.s32)
         if side != 1.0:
-            tokens, features = _eased(tokens, side), Features(*(_eased(f, side) for f in features))
-        return TriageLogits(self.diagnosis(token), self.severity(tokens), self.lungs(features), findings)
+            features = Features(*(_eased(f, side) for f in features))
+        maps = _enlarged(self.severity(tokens), enlargement), _enlarged(self.lungs(features), enlargement)
+        return TriageLogits(self.diagnosis(token), *maps, findings)
 
     def find(self, image: Tensor) -> Tensor:
         """Logits of the findings (B, 10): what the backbone is trained on."""
-        logits: Tensor = self.pcam(self.backbone(image).s32)[0]
+        logits: Tensor = self.pcam(self.features(image).s32)[0]
         return logits
 
     def embed(self, image: Tensor) -> Tensor:
         """The class token after the encoder (B, D)."""
-        token: Tensor = self.encoder(self.corpus(self.backbone(image).s32))[0]
+        token: Tensor = self.encoder(self.corpus(self.features(image).s32))[0]
         return token
 
     def diagnose(self, image: Tensor) -> Tensor:
@@ -88,13 +109,13 @@ class TriageNet(nn.Module):
 
     def grade(self, image: Tensor) -> Tensor:
         """Logits of the severity map (B, 1, H/2, W/2)."""
-        logits: Tensor = self.severity(self.encoder(self.corpus(self.backbone(image).s32))[1])
-        return logits
+        logits: Tensor = self.severity(self.encoder(self.corpus(self.features(image).s32))[1])
+        return _enlarged(logits, self.enlargement(image))
 
     def segment(self, image: Tensor) -> Tensor:
         """Logits of the lung masks (B, 2, H/2, W/2)."""
-        logits: Tensor = self.lungs(self.backbone(image))
-        return logits
+        logits: Tensor = self.lungs(self.features(image))
+        return _enlarged(logits, self.enlargement(image))
 
     def corpus(self, features: Tensor) -> Tensor:
         """(B, C, g, g) as it is, or weighed by the PCAM map of each finding of config.corpus: (B, K C, g, g).
@@ -109,6 +130,7 @@ class TriageNet(nn.Module):
         return (weights[:, :, None] * features[:, None]).flatten(1, 2)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        features = self.backbone(image)
+        features, enlargement = self.features(image), self.enlargement(image)
         token, tokens = self.encoder(self.corpus(features.s32))
-        return self.diagnosis(token), self.severity(tokens).sigmoid(), self.lungs(features).sigmoid(), token
+        severity, lungs = _enlarged(self.severity(tokens), enlargement), _enlarged(self.lungs(features), enlargement)
+        return self.diagnosis(token), severity.sigmoid(), lungs.sigmoid(), token

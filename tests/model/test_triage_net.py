@@ -39,8 +39,9 @@ def test_outputs_of_edge(edge: TriageNet, size: int, batch: int) -> None:
         assert unit.max() > 0.0
 
 
-def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet) -> None:
-    image = torch.randn(2, 1, 64, 64)
+@pytest.mark.parametrize("size", [64, 160, 256])
+def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet, size: int) -> None:
+    image = torch.randn(2, 1, size, size)
     with torch.inference_mode():
         out = edge.training_forward(image)
         logits, severity_map, lung_mask, embedding = edge(image)
@@ -51,8 +52,9 @@ def test_training_sees_the_same_network_before_its_last_step(edge: TriageNet) ->
     assert out.findings.shape == (2, 10)
 
 
-def test_each_task_alone_gives_what_all_of_them_give(edge: TriageNet) -> None:
-    image = torch.randn(2, 1, 64, 64)
+@pytest.mark.parametrize("size", [64, 160, 256])
+def test_each_task_alone_gives_what_all_of_them_give(edge: TriageNet, size: int) -> None:
+    image = torch.randn(2, 1, size, size)
     with torch.inference_mode():
         out = edge.training_forward(image)
         torch.testing.assert_close(edge.diagnose(image), out.logits)
@@ -77,6 +79,23 @@ def test_a_corpus_after_pcam_is_the_features_times_each_findings_map(corpus: str
     assert net.pcam.classifier.bias is not None
     torch.testing.assert_close(judged + net.pcam.classifier.bias[net.weighing], logits[:, net.weighing])
     assert net.diagnose(torch.randn(1, 1, 64, 64)).shape == (1, 3)
+
+
+def test_a_trunk_of_fewer_pixels_sees_means_of_area_and_its_maps_are_made_larger() -> None:
+    whole = TriageNet(SMALL).eval()
+    reduced = TriageNet(replace(SMALL, image_size=256, trunk_size=64)).eval()
+    reduced.load_state_dict(whole.state_dict())
+    image = torch.randn(2, 1, 256, 256)
+    means = image.reshape(2, 1, 64, 4, 64, 4).mean((3, 5))
+    with torch.inference_mode():
+        found, alone = reduced(image), whole(means)
+        told = whole.training_forward(means)
+    for k in (0, 3):
+        torch.testing.assert_close(found[k], alone[k])
+    for k, logits in ((1, told.severity), (2, told.lungs)):
+        larger = torch.nn.functional.interpolate(logits, (128, 128), mode="bilinear")
+        torch.testing.assert_close(found[k], larger.sigmoid())
+        assert found[k].amax() <= alone[k].amax() + 1e-6  # no zone has more than its map had
 
 
 def test_twice_the_stride_keeps_the_grid() -> None:
@@ -108,21 +127,23 @@ def test_every_parameter_can_learn() -> None:
     assert still == []
 
 
-def encoder_parameters(layers: int, width: int, channels: int = 1024, grid: int = 16, ratio: int = 4) -> int:
+def encoder_parameters(layers: int, width: int, channels: int = 1024, *, grid: int, ratio: int = 4) -> int:
     embed = channels * width + width + width + (grid * grid + 1) * width  # projection, class token, positions
     attention = (width * 3 * width + 3 * width) + (width * width + width)
     mlp = (width * ratio * width + ratio * width) + (ratio * width * width + width)
     return embed + layers * (attention + mlp + 4 * width) + 2 * width
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("paper", 94e6, 97e6), ("small", 24e6, 26e6), ("edge", 11e6, 13e6)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("paper", 94e6, 97e6), ("small", 24e6, 26e6), ("edge", 10.5e6, 12e6)]
+)
 def test_preset_sizes(name: str, low: float, high: float) -> None:
     config = PRESETS[name]
     with torch.device("meta"):
         net = TriageNet(config)
     count = {k: sum(p.numel() for p in m.parameters()) for k, m in net.named_children()}
     assert count["backbone"] == 6_953_856 - 2 * 64 * 49
-    assert count["encoder"] == encoder_parameters(config.layers, config.width)
+    assert count["encoder"] == encoder_parameters(config.layers, config.width, grid=config.grid)
     assert count["pcam"] == 1024 * 10 + 10
     assert count["diagnosis"] == config.width * 3 + 3
     widths = [config.width, *config.map_widths]

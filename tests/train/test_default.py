@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = default.DEFAULT["cpu"]
-    small = {name: {**getattr(steps, name), **TINY} for name in ("teacher", "grader", "network")}
-    monkeypatch.setitem(default.DEFAULT, "cpu", replace(steps, **small, workers=1))
+    small = {name: (stage, {**own, **TINY}) for name, (stage, own) in default.STEPS.items()}
+    monkeypatch.setattr(default, "STEPS", small)
 
 
 def call(data: Folder, wheel: Path, out: Path, *more: str) -> Any:  # click's Result
@@ -148,32 +146,32 @@ def test_one_process_only(data: Folder, wheel: Path, tmp_path: Path, monkeypatch
 # The recipe
 
 
-@pytest.mark.parametrize("device", default.DEFAULT)
-def test_each_step_is_what_its_command_says(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_is_what_its_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(stages, "run", lambda stage, values, say: got.append((stage, values)))
-    steps = default.DEFAULT[device]
-    for stage, own in (("diagnosis", steps.teacher), ("joint", {**steps.network, "teacher": [Path("runs/teacher")]})):
+    of: dict[str, dict[str, Any]] = {
+        "teacher": {},
+        "grader": {"init": Path("runs/teacher")},
+        "network": {"teacher": [Path("runs/teacher"), Path("runs/grader")]},
+    }
+    for name, (stage, recipe) in default.STEPS.items():
+        own = {**recipe, **of[name]}
         words = default.as_command(stage, own).split()
         assert words[:3] == ["python", "-m", "train"]
         result = CliRunner().invoke(app, [*words[3:], "--data", "a", "--out", "run"], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         assert got[-1] == (stage, default.values_of(stage, {**own, "data": ["a"], "out": Path("run")}))
         assert stages.network_config(stage, got[-1][1]).image_size == 512
-    recipe = stages.recipe_of(*got[-1])
-    assert recipe.phases[-1].size == 512  # that of the exported network
+    config, phases = stages.network_config(*got[-1]), stages.recipe_of(*got[-1]).phases
+    assert config.seen(phases[-1].size) == config.seen(512)  # the exported network sees the same of its images
 
 
 def test_a_card_has_ten_minutes_at_the_rate_it_is_sized_for() -> None:
-    steps, images = default.DEFAULT["cuda"], 0
-    for stage, own, n in (
-        ("diagnosis", steps.teacher, 650),
-        ("severity", steps.grader, 240),
-        ("joint", steps.network, 650),
-    ):
-        values = default.values_of(stage, own)
-        images += sum(p.steps(n) * p.batch for p in stages.recipe_of(stage, values).phases)
-    assert images / 60 < 600
+    learned, images = {"teacher": 650, "grader": 240, "network": 650}, 0
+    for name, (stage, own) in default.STEPS.items():
+        phases = stages.recipe_of(stage, default.values_of(stage, own)).phases
+        images += sum(p.steps(learned[name]) * p.batch for p in phases)
+    assert images / 100 < 600
 
 
 def test_an_option_that_no_verb_has_is_seen() -> None:

@@ -76,20 +76,6 @@ def test_a_smaller_size_is_an_area_average(drawn: Drawn) -> None:
     np.testing.assert_allclose(b.image[:, 0].numpy() * 64 + 128, averaged, atol=0.51)
 
 
-def test_large_is_the_same_augmented_image_at_more_pixels(drawn: Drawn) -> None:
-    """As a batch of that size has it; image and lungs are its area averages."""
-    options: dict[str, Any] = {"augmentation": Augmentation(negative=0.5), "batch": 10}
-    (small,) = loader(drawn, size=32, large=64, **options).epoch(1)
-    (whole,) = loader(drawn, size=64, **options).epoch(1)
-    assert torch.equal(small.large, whole.image) and tuple(small.image.shape) == (10, 1, 32, 32)
-    average = torch.nn.functional.avg_pool2d(whole.image, 2)
-    assert float((small.image - average).abs().max()) <= 0.5 / 64 + 1e-6  # rounded to a byte
-    assert float((small.lungs - torch.nn.functional.avg_pool2d(whole.lungs, 2)).abs().max()) <= 0.5 / 255 + 1e-6
-    assert torch.equal(small.is_negative, whole.is_negative)
-    (none,) = loader(drawn, size=64, large=64, **options).epoch(1)
-    assert len(none.large) == 0 and torch.equal(none.image, whole.image)
-
-
 def test_an_empty_index_gives_no_batch(drawn: Drawn) -> None:
     assert list(loader(drawn, []).epoch(0)) == []
     assert list(loader(drawn, range(3), augmentation=Augmentation()).epoch(0)) == []  # fewer than a batch

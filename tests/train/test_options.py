@@ -86,7 +86,7 @@ def test_values_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
         *("--schedule", "256:3e:8,512:40:4", "--optimizer", "sgd", "--lr", "0.25", "--momentum", "0.8"),
         *("--weight-decay", "0.125", "--decay", "step", "--warmup", "7", "--clip", "2", "--accumulate", "2"),
         *("--ema", "0.5", "--precision", "bf16", "--freeze", "batchnorm", "--balance", "--no-augment"),
-        *("--validate", "11", "--patience", "4", "--seed", "9"),
+        *("--encoder-rate", "0.25", "--validate", "11", "--patience", "4", "--seed", "9"),
     )
     values = parsed(monkeypatch, "diagnosis", "--data", "a", "--data", "nih=b", "--out", "run", *recipe)
     assert values["data"] == ["a", "nih=b"]
@@ -95,7 +95,7 @@ def test_values_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (r.optimizer, r.lr, r.momentum, r.weight_decay) == ("sgd", 0.25, 0.8, 0.125)
     assert (r.decay, r.warmup, r.clip, r.accumulate, r.ema) == ("step", 7, 2.0, 2, 0.5)
     assert (r.precision, r.freeze, r.balance, r.augmentation) == ("bf16", "batchnorm", True, None)
-    assert (r.validate, r.patience, r.seed) == (11, 4, 9)
+    assert (r.encoder_rate, r.validate, r.patience, r.seed) == (0.25, 11, 4, 9)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -118,11 +118,14 @@ def test_what_is_not_given_is_the_presets(stage: str, monkeypatch: pytest.Monkey
 def test_values_reach_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = ("--image-size", "1024", "--layers", "3", "--heads", "2", "--width", "64", "--corpus", "after-3")
     config = stages.network_config("diagnosis", parsed(monkeypatch, "diagnosis", "--data", "a", "--out", "r", *sizes))
-    assert (config.image_size, config.stride, config.grid) == (1024, 64, 16)
+    assert (config.image_size, config.trunk_size, config.stride, config.grid) == (1024, 128, 32, 4)
     assert (config.layers, config.heads, config.width, config.corpus) == (3, 2, 64, "after-3")
+    whole = parsed(monkeypatch, "diagnosis", "--data", "a", "--out", "r", *sizes, "--trunk-size", "0")
+    config = stages.network_config("diagnosis", whole)
+    assert (config.image_size, config.trunk_size, config.stride, config.grid) == (1024, 0, 64, 16)
     baseline = ("--network", "resnet50", "--image-size", "1024")
     config = stages.network_config("severity", parsed(monkeypatch, "severity", "--data", "a", "--out", "r", *baseline))
-    assert (config.network, config.stride) == ("resnet50", 32)
+    assert (config.network, config.trunk_size, config.stride) == ("resnet50", 0, 32)
 
 
 def test_values_reach_the_loader_and_what_is_said_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

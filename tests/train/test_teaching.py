@@ -21,6 +21,7 @@ from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
 from train.loader import Batch
 from train.losses import largest_in_zones
 from train.networks.build import build
+from train.networks.efficientnet_lite import EfficientNetLite0
 from train.objectives.teaching import GRADED, TEMPERATURE, Teacher, Teaching, answer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -61,12 +62,11 @@ def drawn(batch: int, size: int) -> Features:
     return Features(*(torch.randn(batch, c, size // s, size // s) for s, c in MAPS["cxrvit"].items()))
 
 
-def seen(image: Tensor, upright: Tensor | None = None, large: Tensor | None = None) -> Batch:
+def seen(image: Tensor, upright: Tensor | None = None) -> Batch:
     """A batch that holds these images and nothing of what is known of them."""
     unused = {f.name: torch.empty(0) for f in fields(Batch)}
     turned = torch.zeros(len(image), dtype=torch.bool) if upright is None else ~upright
-    given = {"image": image, "is_negative": turned, "large": torch.empty(0) if large is None else large}
-    return Batch(**{**unused, **given})
+    return Batch(**{**unused, "image": image, "is_negative": turned})
 
 
 def output(batch: int, size: int, logits: Tensor | None = None) -> TriageLogits:
@@ -91,7 +91,7 @@ def halves(size: int) -> NDArray[np.bool_]:
 def learned(teaching: Teaching, image: Tensor) -> TriageNet:
     """A student with the gradient of one batch."""
     student = TriageNet(TINY).train()
-    features = student.backbone(image)
+    features = student.features(image)
     terms = teaching(seen(image), student.heads(features), features, [halves(image.shape[-1] // 2)] * len(image))
     torch.stack([t.total for t in terms.values()]).sum().backward()
     return student
@@ -108,7 +108,7 @@ def test_only_the_student_and_the_projection_learn() -> None:
     for t, old in zip(teachers, before, strict=True):
         assert not t.training and all(torch.equal(v, old[k]) for k, v in t.state_dict().items())
     own = {k.partition(".")[0] for k in teaching.state_dict()}
-    assert own == {"project", "standard"}
+    assert own == {"project", "standard", "short"}
     assert len(teaching.project) == len(MAPS["efficientnet-lite0"]) + len(MAPS["densenet121"])
 
 
@@ -117,12 +117,22 @@ def test_classes_are_the_divergence_from_the_mean_of_the_teachers() -> None:
     logits, upright = torch.randn(3, 3), torch.tensor([True, False, True])
     none = [None] * 3
     terms = Teaching([Teacher(t) for t in teachers])(seen(image, upright), output(3, 64, logits), drawn(3, 64), none)
-    assert set(terms) == {"teacher", "features"}
+    assert set(terms) == {"teacher", "trunk", "features"}
     mean = torch.stack([answer(t, image).logits for t in teachers]).mean(0)
     p, q = (mean / TEMPERATURE).softmax(1), (logits / TEMPERATURE).softmax(1)
     each = (p * (p / q).log()).sum(1) * TEMPERATURE**2
     assert float(terms["teacher"].weight) == 2
     torch.testing.assert_close(terms["teacher"].total, each[0] + each[2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_trunk_is_told_the_classes_past_the_encoder() -> None:
+    teacher, image, features = net_of("efficientnet-lite0"), torch.randn(3, 1, 64, 64), drawn(3, 64)
+    teaching = Teaching([Teacher(teacher)])
+    assert isinstance(teaching.short, nn.Linear)
+    said = teaching.short(features.s32.mean((2, 3)))
+    terms = teaching(seen(image), output(3, 64), features, [None] * 3)
+    same = teaching(seen(image), output(3, 64, said), features, [None] * 3)
+    assert float(terms["trunk"].total.detach()) == pytest.approx(float(same["teacher"].total.detach()), rel=1e-5)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
@@ -141,11 +151,16 @@ def test_zones_are_learned_from_those_that_grade() -> None:
     teaching = Teaching([Teacher(t, classes=False, grades=True) for t in teachers])
     assert not list(teaching.parameters())
     terms = teaching(seen(image, upright), own, drawn(3, 64), zones)
-    assert set(terms) == {"grades"} and float(terms["grades"].weight) == 6
+    assert set(terms) == {"grades", "map"} and float(terms["grades"].weight) == 6
     said = torch.stack([(largest_in_zones(answer(t, image).grades[:, 0], zones) * GRADED).sigmoid() for t in teachers])
     p, z = said.mean(0)[0], largest_in_zones(own.severity[:, 0], zones)[0]
     loss = -(p * z.sigmoid().log() + (1 - p) * (1 - z.sigmoid()).log()).sum()
     torch.testing.assert_close(terms["grades"].total, loss * teaching.weights.zones, rtol=1e-4, atol=1e-5)
+    p = torch.stack([(answer(t, image).grades * GRADED).sigmoid() for t in teachers]).mean(0)[[0, 2]]
+    z = own.severity[[0, 2]].sigmoid()
+    loss = -(p * z.log() + (1 - p) * (1 - z).log()).mean((1, 2, 3)).sum()
+    assert float(terms["map"].weight) == 2
+    torch.testing.assert_close(terms["map"].total, loss * teaching.weights.map, rtol=1e-4, atol=1e-5)
 
 
 def test_largest_in_zones() -> None:
@@ -178,6 +193,7 @@ def test_a_segmenter_teaches_nothing(folder: Folder, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "u.safetensors", net.state_dict(), net.config, {"stage": "lungs"})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"u\.safetensors: learned lungs, and teaches neither"):
         train("joint", folder.write(), tmp_path / "run", "--teacher", str(tmp_path / "u.safetensors"))
+    assert not (tmp_path / "cache").exists()  # seen before images are decoded
 
 
 def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
@@ -191,8 +207,33 @@ def test_a_teacher_sees_no_larger_image_than_it_learned_from() -> None:
     assert abs(float(terms["teacher"].total)) < 1e-5
     whole = Teaching([Teacher(teacher, 128)])(seen(image), own, drawn(2, 128), [None, None])
     assert float(whole["teacher"].total) > 1e-3
-    asked = Teaching([Teacher(teacher, 128)])
-    assert asked.large == 128
-    same = answer(teacher, image)
-    terms = asked(seen(small, large=image), output(2, 64, same.logits), drawn(2, 64), [None, None])
-    assert abs(float(terms["teacher"].total)) < 1e-5
+
+
+def test_first_maps_that_two_teachers_have_in_common_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on from the other with its early layers frozen; its answers are those it gives alone."""
+    first, other = net_of("efficientnet-lite0"), net_of("efficientnet-lite0")
+    with torch.no_grad():
+        for p in (
+            *other.get_submodule("backbone._conv_head").parameters(),
+            *other.get_submodule("severity").parameters(),
+        ):
+            p.mul_(1.5)
+    made: list[int] = []
+    whole = EfficientNetLite0.first_levels
+    monkeypatch.setattr(EfficientNetLite0, "first_levels", lambda net, x: made.append(len(x)) or whole(net, x))
+    image, own, none = torch.randn(3, 1, 64, 64), output(3, 64), [halves(32)] * 3
+    pair = Teacher(first), Teacher(other, classes=False, grades=True)
+    drawn_features = drawn(3, 64)
+    teaching = Teaching(pair)
+    made.clear()
+    together = teaching(seen(image), own, drawn_features, none)
+    assert made == [3]
+    alone = Teaching(pair[1:])(seen(image), own, drawn_features, none)
+    torch.testing.assert_close(together["grades"].total, alone["grades"].total)
+
+    with torch.no_grad():
+        other.get_submodule("backbone._blocks.4._bn2").running_mean.add_(0.01)  # type: ignore[operator, union-attr]
+    teaching = Teaching(pair)
+    made.clear()
+    teaching(seen(image), own, drawn_features, none)
+    assert made == [3, 3]

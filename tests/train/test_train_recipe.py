@@ -187,6 +187,8 @@ def test_a_recipe_is_written_and_read_as_json() -> None:
         ({"warmup": -1}, "--warmup, --validate and --patience not negative"),
         ({"validate": -1}, "--validate"),
         ({"patience": -1}, "--patience"),
+        ({"encoder_rate": 0.0}, "--encoder-rate is above 0"),
+        ({"encoder_rate": 1.5}, "--encoder-rate is above 0, 1 at most"),
         ({"momentum": 1.0}, "--momentum is in 0-1"),
         ({"clip": -1.0}, "--clip and --weight-decay are not negative"),
         ({"weight_decay": -0.1}, "--weight-decay"),

@@ -350,6 +350,19 @@ def test_micro_batches_take_the_step_of_the_whole_batch(drawn: Drawn, tmp_path: 
         torch.testing.assert_close(two[k], one[k], rtol=1e-4, atol=1e-5, msg=k)
 
 
+def test_the_encoder_steps_by_its_share_of_the_rate(drawn: Drawn, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, phases=parse_schedule("64:1:4"), lr=0.1)
+    moved = []
+    for rate in (1.0, 0.25):
+        run = gradients_off(drawn, tmp_path / str(rate), replace(recipe, encoder_rate=rate))
+        moved.append(run.objective.net.state_dict())
+    start = dict(trainer(drawn, tmp_path / "start", recipe).objective.net.named_parameters())
+    for k, value in start.items():
+        share = 0.25 if k.startswith("encoder.") else 1.0
+        torch.testing.assert_close(moved[1][k] - value, share * (moved[0][k] - value), rtol=1e-3, atol=1e-6, msg=k)
+    assert any(not torch.equal(moved[0][k], v) for k, v in start.items() if k.startswith("encoder."))
+
+
 @pytest.mark.parametrize("freeze", ["none", "batchnorm", "backbone"])
 def test_what_is_frozen_stays(drawn: Drawn, tmp_path: Path, freeze: str) -> None:
     run = trainer(drawn, tmp_path, replace(RECIPE, freeze=freeze, ema=0.0, phases=parse_schedule("64:1:3")))

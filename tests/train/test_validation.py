@@ -70,7 +70,6 @@ def batch(rows: list[int] | range = range(N), **changes: Tensor) -> Batch:
     whole = {
         "image": torch.arange(N).float().view(N, 1, 1, 1).expand(N, 1, 2, 2).clone(),
         "other_view": torch.zeros(N, 0),
-        "large": torch.zeros(N, 0),
         "lungs": torch.stack([pair(2, 30)] * 4 + [torch.zeros(2, S, S)] * 2),
         "has_lungs": torch.tensor([True] * 4 + [False] * 2),
         "is_negative": torch.zeros(N, dtype=torch.bool),

@@ -19,7 +19,7 @@ def build(config: NetworkConfig) -> nn.Module:
     """The network that config.network names, in training mode. UsageError for a setting that is the cxrvit's alone."""
     if config.network == "cxrvit":
         return TriageNet(config)
-    for name, only in (("stride", 32), ("corpus", "before"), ("folded", False)):
+    for name, only in (("stride", 32), ("trunk_size", 0), ("corpus", "before"), ("folded", False)):
         if (value := getattr(config, name)) != only:
             raise UsageError(f"{config.network}: {name} {value!r} is for the cxrvit network; leave it at {only!r}")
     if config.network == "unet":

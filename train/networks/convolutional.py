@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor, nn
@@ -57,12 +57,12 @@ class Convolutional(Baseline):
         """The last feature map (B, C, H/32, W/32), after its ReLU."""
         return self.levels(image)[32]
 
-    def levels(self, image: Tensor) -> dict[int, Tensor]:
-        """Maps by stride: of 4, 8 and 16 where the trunk gives them, and 32."""
+    def levels(self, image: Tensor, first: Mapping[int, Tensor] | None = None) -> dict[int, Tensor]:
+        """Maps by stride: of 4, 8 and 16 where the trunk gives them, and 32; first: see EfficientNetLite0."""
         if isinstance(self.backbone, DenseNet121):
             return by_stride(self.backbone(image))
         if isinstance(self.backbone, EfficientNetLite0):
-            return self.backbone.levels(image)
+            return self.backbone.levels(image, first)
         return {32: self.backbone(image)}
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ Parameter names are those of the weights in the package efficientnet-lite0-pytor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ _BLOCKS = (  # repeats, kernel, stride of the first, expansion, channels
     (1, 3, 1, 6, 320),
 )
 _LEVELS = {2: 4, 4: 8, 10: 16}  # stride after a block
+_EARLY = sum(repeats for repeats, *_ in _BLOCKS[:3])  # blocks up to a stride of 8
 DROP_PATH = 0.2  # of the last block; those before in proportion
 
 
@@ -87,17 +90,30 @@ class EfficientNetLite0(nn.Module):
 
     def early(self) -> list[nn.Module]:
         """Layers up to a stride of 8."""
-        return [self._conv_stem, self._bn0, *self._blocks[: sum(repeats for repeats, *_ in _BLOCKS[:3])]]
+        return [self._conv_stem, self._bn0, *self._blocks[:_EARLY]]
 
-    def levels(self, image: Tensor) -> dict[int, Tensor]:
-        """Maps by stride: 4 (24 channels), 8 (40), 16 (112), each before the next stride, and 32 (1280)."""
-        x = F.relu6(self._bn0(self._conv_stem(image)))
-        out = {}
-        for i, block in enumerate(self._blocks):
+    def levels(self, image: Tensor, first: Mapping[int, Tensor] | None = None) -> dict[int, Tensor]:
+        """Maps by stride: 4 (24 channels), 8 (40), 16 (112), each before the next stride, and 32 (1280).
+
+        first: those of 4 and 8 of this image, by a network whose early layers are the same.
+        """
+        out = dict(self.first_levels(image) if first is None else first)
+        x = out[8]
+        for i, block in enumerate(self._blocks[_EARLY:], _EARLY):
             x = block(x)
             if i in _LEVELS:
                 out[_LEVELS[i]] = x
         out[32] = F.relu6(self._bn1(self._conv_head(x)))
+        return out
+
+    def first_levels(self, image: Tensor) -> dict[int, Tensor]:
+        """Those of 4 and 8, which the early layers give."""
+        x = F.relu6(self._bn0(self._conv_stem(image)))
+        out = {}
+        for i, block in enumerate(self._blocks[:_EARLY]):
+            x = block(x)
+            if i in _LEVELS:
+                out[_LEVELS[i]] = x
         return out
 
     def forward(self, image: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from train.objectives.teaching import Teaching
 @dataclass(frozen=True)
 class Weights:
     """Of each loss against the diagnosis's; severity_from: step before which predicted lungs are no zones; side: share
-    of the map's and the lungs' gradient that reaches the trunk."""
+    of the lungs' gradient that reaches the trunk."""
 
     severity: float = 0.5
     findings: float = 0.3
@@ -44,15 +44,14 @@ class Joint(Objective):
     ) -> None:
         super().__init__(net)
         self.teaching = teaching
-        self.large = 0 if teaching is None else teaching.large
         self.class_weight: Tensor
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.weights = weights or Weights()
 
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         w = self.weights
-        features = self.net.backbone(batch.image)  # type: ignore[operator]
-        out = self.net.heads(features, w.side)  # type: ignore[operator]
+        features = self.net.features(batch.image)  # type: ignore[operator]
+        out = self.net.heads(features, self.net.enlargement(batch.image), w.side)  # type: ignore[operator]
         zones = zones_for(out.lungs, batch.lungs)
         severity = zone_term(out.severity[:, 0], zones, batch.zones, batch.zone_weight, smoothing=w.zone_smoothing)
         if step < w.severity_from:

@@ -2,7 +2,7 @@
 
 Of those that tell classes apart also the features, at every stride they give, each through a linear projection (Romero
 et al. 2015): thousands of targets an image where a label is one. That is what makes a trunk learn from few images what
-its teachers brought along. Of those that grade, the zones of every film: radiologists scored one in nine.
+its teachers brought along. Of those that grade, the map and the zones of every film: radiologists scored one in nine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cxrvit_edge.model.config import CLASSES
 from cxrvit_edge.model.densenet import CHANNELS, Features
 from cxrvit_edge.model.triage_net import TriageLogits, TriageNet
 from train.loader import Batch
 from train.losses import Zones, largest_in_zones, zone_term
 from train.networks.baseline import Baseline
 from train.networks.convolutional import Convolutional, by_stride
+from train.networks.efficientnet_lite import EfficientNetLite0
 from train.objective import Term
 
 TEMPERATURE = 2.0  # that softens both sides' classes
@@ -37,15 +39,15 @@ class Answer(NamedTuple):
     grades: Tensor  # (B, 1, h, w), logits of the severity map
 
 
-def answer(net: nn.Module, image: Tensor) -> Answer:
-    """Of a TriageNet or a Baseline, without gradient."""
+def answer(net: nn.Module, image: Tensor, first: Mapping[int, Tensor] | None = None) -> Answer:
+    """Of a TriageNet or a Baseline, without gradient; first: of a Convolutional, its first maps."""
     with torch.no_grad():
         if isinstance(net, TriageNet):
-            features = net.backbone(image)
-            token, tokens = net.encoder(net.corpus(features.s32))
-            return Answer(net.diagnosis(token), by_stride(features), net.severity(tokens))
+            levels = net.features(image)
+            token, tokens = net.encoder(net.corpus(levels.s32))
+            return Answer(net.diagnosis(token), by_stride(levels), net.severity(tokens))
         if isinstance(net, Convolutional):
-            maps = net.levels(image)
+            maps = net.levels(image, first)
             return Answer(net.diagnosis(maps[32].mean((2, 3))), maps, net.severity(maps[32]))
         assert isinstance(net, Baseline)
         embedding, features = net.encode(image)
@@ -59,6 +61,10 @@ def _at_most(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True)
 
 
+def _resized(logits: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(logits.float(), like.shape[-2:], mode="bilinear")
+
+
 @dataclass(frozen=True)
 class Teacher:
     """net: in eval mode, neither learned nor saved with the run; size: of the images that it learned from, 0 for any;
@@ -70,31 +76,51 @@ class Teacher:
     grades: bool = False
 
 
+def _alike(teacher: Teacher, others: Sequence[Teacher]) -> int | None:
+    """The first of `others` that makes the same first maps of an image: one network went on from the other."""
+    own = _early(teacher.net)
+    for k, other in enumerate(others):
+        theirs = _early(other.net)
+        if own and theirs and other.size == teacher.size and all(map(torch.equal, own, theirs)):
+            return k
+    return None
+
+
+def _early(net: nn.Module) -> list[Tensor]:
+    if not (isinstance(net, Convolutional) and isinstance(net.backbone, EfficientNetLite0)):
+        return []
+    return [value for layer in net.backbone.early() for value in layer.state_dict().values()]
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Of the classes, of the last features, of each earlier map and of the zones against the loss by label."""
+    """Of the classes, of the last features, of each earlier map, of the zones and of the severity map against the loss
+    by label."""
 
     classes: float = 1.0
     features: float = 4.0
     early: float = 2.0
     zones: float = 0.5
+    map: float = 1.0
 
 
 class Teaching(nn.Module):
-    """Each teacher is asked about the very image that the student sees, at the size that it is used to: smaller than
-    the student's, or larger, for a student at a fourth of the pixels learns from four times as many images.
+    """Each teacher is asked about the very image that the student gets, no larger than it is used to.
 
     Logits are averaged over the teachers of classes, probabilities of a zone over those that grade; each one's
-    features, standardised by channel, are imitated through a projection of its own.
+    features, standardised by channel, are imitated through a projection of its own. The trunk is told the classes past
+    the encoder as well, by a linear layer of its own (Lee et al. 2015, arXiv 1409.5185).
     """
 
     def __init__(self, teachers: Sequence[Teacher], weights: Weights | None = None) -> None:
         super().__init__()
         self.weights = weights or Weights()
         self._teachers = tuple(teachers)  # a tuple: no part of this module
-        self.large = max(t.size for t in self._teachers)  # pixels of the image that is asked for
+        self._alike = [_alike(t, self._teachers[:k]) for k, t in enumerate(self._teachers)]
         self.project = nn.ModuleDict()
         self.standard = nn.ModuleDict()
+        classes = any(t.classes for t in self._teachers)
+        self.short: nn.Module = nn.Linear(CHANNELS.s32, len(CLASSES)) if classes else nn.Identity()
         for k, t in enumerate(self._teachers):
             t.net.requires_grad_(False).eval()
             for stride, m in answer(t.net, torch.zeros(1, 1, 64, 64)).maps.items() if t.classes else ():
@@ -104,16 +130,26 @@ class Teaching(nn.Module):
     def forward(self, batch: Batch, out: TriageLogits, features: Features, zones: Sequence[Zones]) -> dict[str, Term]:
         """out and features of the student, zones of each image on its map. Of a turned or inverted image the features
         alone are imitated."""
-        image, upright = batch.large if len(batch.large) else batch.image, ~batch.is_negative
-        answers = [answer(t.net.to(image.device), _at_most(image, t.size)) for t in self._teachers]
-        of = list(zip(self._teachers, answers, strict=True))
+        image, upright = batch.image, ~batch.is_negative
+        of = list(zip(self._teachers, self._answers(image), strict=True))
         terms = {}
         if told := [(k, a) for k, (t, a) in enumerate(of) if t.classes]:
-            terms["teacher"] = self._classes([a.logits for _, a in told], out.logits, upright)
+            theirs = [a.logits for _, a in told]
+            terms["teacher"] = self._classes(theirs, out.logits, upright)
+            terms["trunk"] = self._classes(theirs, self.short(features.s32.mean((2, 3))), upright)
             terms["features"] = self._features(told, features, len(image))
         if graded := [a.grades for t, a in of if t.grades]:
+            terms["map"] = self._map(graded, out.severity, upright)
             terms["grades"] = self._zones(graded, out.severity, upright, zones)
         return terms
+
+    def _answers(self, image: Tensor) -> list[Answer]:
+        """One each; first maps that two of them have in common are made once."""
+        said: list[Answer] = []
+        for t, k in zip(self._teachers, self._alike, strict=True):
+            first = None if k is None else {s: said[k].maps[s] for s in (4, 8)}
+            said.append(answer(t.net.to(image.device), _at_most(image, t.size), first))
+        return said
 
     def _classes(self, theirs: Sequence[Tensor], logits: Tensor, upright: Tensor) -> Term:
         taught = torch.stack([z.float() for z in theirs]).mean(0) / TEMPERATURE
@@ -130,11 +166,14 @@ class Teaching(nn.Module):
                 imitation = imitation + self._imitation(f"{k}_{stride}", own[stride], m) * (weight / len(told))
         return Term(imitation * n, torch.tensor(float(n), device=imitation.device))
 
+    def _map(self, theirs: Sequence[Tensor], own: Tensor, upright: Tensor) -> Term:
+        """Every pixel: thousands of targets where zones are six, and from the first step, when no lungs are known."""
+        target = torch.stack([(_resized(g, own) * GRADED).sigmoid() for g in theirs]).mean(0)
+        each = F.binary_cross_entropy_with_logits(own.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
+        return Term((each * upright).sum() * self.weights.map, upright.sum().float())
+
     def _zones(self, theirs: Sequence[Tensor], own: Tensor, upright: Tensor, zones: Sequence[Zones]) -> Term:
-        said = []
-        for grades in theirs:
-            same = F.interpolate(grades.float(), own.shape[-2:], mode="bilinear")
-            said.append((largest_in_zones(same[:, 0], zones) * GRADED).sigmoid())
+        said = [(largest_in_zones(_resized(g, own)[:, 0], zones) * GRADED).sigmoid() for g in theirs]
         target = torch.stack(said).mean(0)  # (B, 3, 2)
         weight = upright.float()[:, None, None].expand_as(target)
         term = zone_term(own[:, 0], zones, target, weight)
