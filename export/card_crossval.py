@@ -39,9 +39,12 @@ def blocks(results: Path = RESULTS) -> list[str]:
 
 def folds(c: Found) -> str:
     n = len(c["folds"])
+    networks = (
+        f"These are {n} networks by one recipe, none of them" if n > 1 else "It is one network of the recipe, not"
+    )
     parts = [
         "### Cross-validation: images of train and val, each judged by a network that never saw its patient",
-        f"{_about(c)} These are {n} networks by one recipe, none of them the one in the bundle.",
+        f"{_about(c)} {networks} the one in the bundle.",
     ]
     if (d := c.get("diagnosis", {"images": 0}))["images"]:
         rows = [[name, str(d["classes"].get(name, d["images"])), said(pooled(c, name))] for name in (*CLASSES, MEAN)]
@@ -60,10 +63,11 @@ def folds(c: Found) -> str:
 def _about(c: Found) -> str:
     s, minutes = c["settings"], c["training_seconds"] / 60
     commits = ", ".join(f"`{commit}`" for commit in sorted({str(f["commit"]) for f in c["folds"]}))
+    of = f"{len(c['folds'])} of {s['folds']}" if c["partial"] and s["by"] == "patient" else str(len(c["folds"]))
     lost = f" {c['unpredicted']} images cannot be read." if c["unpredicted"] else ""
     licence = "" if c["judged"] == "all" else " whose licence allows published weights"
     return (
-        f"{c['images']} images of {c['patients']} patients{licence}; {len(c['folds'])} folds by {s['by']}, commit "
+        f"{c['images']} images of {c['patients']} patients{licence}; {of} folds by {s['by']}, commit "
         f"{commits}, {minutes:.0f} minutes of training in all. Intervals are 95 %, by a bootstrap over patients.{lost}"
     )
 

@@ -33,6 +33,7 @@ STAGES = {  # and what is judged of them
 CHOICES = {"stage": tuple(STAGES), "by": ("patient", "source"), "judged": ("all", "reusable")}
 APART = {*RUN, "data", "cache", "absent"}  # may differ between machines that share a cross-validation
 STARTS = ("init", "teacher")  # what a fold learns from beside its images
+MADE = ("name", "seconds", "commit", "checkpoint", "rows", "folds")  # of a fold beside settings and recipe
 PREDICTIONS, STATE, RESULT = "predictions.npz", "fold.json", "crossval.json"
 Say = Callable[[str], None]
 
@@ -146,8 +147,9 @@ def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say
         "schema": 1,
         "settings": dict(settings),
         "judged": values["judged"],
+        "recipe": states[0]["recipe"],
         "folds": [
-            {"name": s["name"], "images": int((plan.fold == k).sum()), **{f: s[f] for f in ("seconds", "commit")}}
+            {"fold": k, "images": int((plan.fold == k).sum()), **{f: s[f] for f in MADE}}
             for k, s in zip(there, states, strict=True)
         ],
         "partial": len(there) < len(plan.names),
@@ -171,6 +173,18 @@ def pool(plan: Plan, settings: Mapping[str, Any], values: Mapping[str, Any], say
 def _name(path: Path, taken: Mapping[str, Any]) -> str:
     name = path.resolve().name
     return name if name not in taken else f"{name} ({len(taken) + 1})"
+
+
+def restore(out: Path, plan: Plan, found: Mapping[str, Any], made: Mapping[int, tuple[Predictions, list[int]]]) -> None:
+    """Folds in `out` as if they had been made there: of a crossval.json and, by fold, predictions and their rows of the
+    plan. UsageError if it is of other data."""
+    for fold in found["folds"]:
+        k = fold["fold"]
+        if fold["rows"] != plan.digest() or fold["folds"] != plan.folds_digest():
+            raise UsageError(f"{out}: fold {k} was made with other data; name the same")
+        state = {"settings": found["settings"], "recipe": found["recipe"], **{f: fold[f] for f in MADE}}
+        _write(out / f"fold-{k}" / STATE, state)
+        save(out / f"fold-{k}" / PREDICTIONS, plan, *made[k])
 
 
 def _of_fold(value: Any, k: int) -> Any:

@@ -76,6 +76,37 @@ def test_what_is_committed_names_no_patient_path_or_label(data: Path, results: P
     assert {k: v for k, v in found.items() if k != "curves"} == before
 
 
+def test_folds_that_are_committed_go_on_elsewhere(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("figures", "against"):
+        monkeypatch.setattr(train.crossval, name, partial(getattr(train.crossval, name), draws=20))
+    monkeypatch.setattr(crossval, "RESULTS", tmp_path)
+    there, here = data.parent / "base", tmp_path / "here"
+    shutil.copytree(there / "fold-1", here / "fold-1")
+    options = ("--seed", "1")
+    assert run(data, here, *options, "--fold", "1", "--partial").exit_code == 0
+    asked = ["--data", str(data), "--name", "edge"]
+    assert crossval.main([str(here), *asked]) == 0
+    assert "1 of 2 folds by patient" in card_crossval.blocks(tmp_path)[0]
+
+    assert crossval.main([str(tmp_path / "on"), *asked, "--restore"]) == 0
+    result = run(data, tmp_path / "on", *options)
+    assert result.exit_code == 0 and "fold 1: is there" in result.output and "fold 0: is there" not in result.output
+    was, now = (dict(np.load(out / "predictions.npz")) for out in (there, tmp_path / "on"))
+    order = [now["key"].tolist().index(key) for key in was["key"].tolist()]
+    for name, values in was.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(now[name][order], values, atol=6e-5, err_msg=name)
+        else:
+            assert now[name][order].tolist() == values.tolist(), name
+
+    other = make_crossval_folder(tmp_path / "other", patients=20).root
+    assert crossval.main([str(tmp_path / "no"), "--data", str(other), "--name", "edge", "--restore"]) == 2
+    assert "other data" in capsys.readouterr().out
+    assert crossval.main([str(tmp_path / "no"), "--data", str(data), "--name", "absent", "--restore"]) == 2
+
+
 def test_curves_are_of_the_figures_beside_them(data: Path, results: Path) -> None:
     found = json.loads((results / "crossval_edge.json").read_text())
     p, c = np.load(data.parent / "edge" / "predictions.npz"), found["curves"]
