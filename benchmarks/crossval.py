@@ -1,10 +1,10 @@
 """A cross-validation as it is committed: python -m benchmarks crossval OUT --data PATH --name NAME
 
 OUT: the --out of a `python -m train crossval`, whole or --partial, PATH: its --data (repeat it as there). Writes
-benchmarks/results/crossval_NAME.json, its figures with the curves of the model card's plots, and crossval_NAME.csv,
-what the network said of each image by SHA-256: fold, logits, severity by zone and in all, lung Dice. `python -m
-export.card` then makes the card's tables and plots without an image, of edge (the default network by folds of
-patients), of by_source (each source left out), and of those that edge was held against.
+benchmarks/results/crossval_NAME.json, its figures and, when whole, the curves of the model card's plots, and
+crossval_NAME.csv, what the network said of each image by SHA-256: fold, logits, severity by zone and in all, lung Dice.
+`python -m export.card` then makes the card's tables and plots without an image, of edge (the default network by folds
+of patients), of by_source (each source left out), and of those that edge was held against.
 
 With --restore it goes the other way: OUT gets the folds that are committed under NAME, and the same `train crossval`
 makes those that are missing, elsewhere or another day.
@@ -63,7 +63,8 @@ def gather(out: Path, data: Sequence[str]) -> tuple[dict[str, Any], Rows, Rows]:
     p, at = part_of(everything, kept), [rows[i] for i in kept]
     fold = [int(plan.fold[j]) for j in at]
     known = judged(p, found["settings"]["view"]) if "diagnosis" in found["tasks"] else np.zeros(0, np.intp)
-    found["curves"] = curves(p, fold, known, list(found["auc_within_source"]))
+    if not found["partial"]:  # a fold's temperature and sets are chosen on the others
+        found["curves"] = curves(p, fold, known, list(found["auc_within_source"]))
     columns = _columns(ZONES)
     said, truth = [], []
     affected = zone_truth(p.records, 1).reshape(len(at), 6)

@@ -77,12 +77,12 @@ def test_what_is_committed_names_no_patient_path_or_label(data: Path, results: P
 
 
 def test_folds_that_are_committed_go_on_elsewhere(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("figures", "against"):
         monkeypatch.setattr(train.crossval, name, partial(getattr(train.crossval, name), draws=20))
     monkeypatch.setattr(crossval, "RESULTS", tmp_path)
-    there, here = data.parent / "base", tmp_path / "here"
+    there, here = results.parent / "base", tmp_path / "here"
     shutil.copytree(there / "fold-1", here / "fold-1")
     options = ("--seed", "1")
     assert run(data, here, *options, "--fold", "1", "--partial").exit_code == 0
