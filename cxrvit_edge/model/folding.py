@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it: the stored weights are those that every engine multiplies by.
+"""BatchNorm folded into the convolution before it, or settled: the stored weights are those that every engine uses.
 
 An engine that folds for itself rounds the product to half again; folded and rounded once, all agree with the reference.
 """
@@ -44,6 +44,17 @@ def fold(net: TriageNet) -> TriageNet:
     return folded.eval()
 
 
+def settle(norm: nn.BatchNorm2d) -> None:
+    """The same function in eval mode, in place: weight is the scale, bias the shift, mean 0, variance and eps 1."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale, shift = _affine(norm)
+    with torch.no_grad():
+        norm.weight.copy_(scale)
+        norm.bias.copy_(shift)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+
+
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
@@ -54,23 +65,22 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def unfold(net: TriageNet, images: Iterable[Tensor]) -> TriageNet:
     """The same function with BatchNorm again, so that training can go on: statistics are those of `images`.
 
-    images: batches (B, 1, H, W) as training gives them. A convolution's bias moves into the normalisation after it,
-    whose scale and shift undo the statistics.
+    images: batches (B, 1, H, W) as training gives them. A convolution's bias moves into the normalisation after it;
+    scale and shift of every normalisation undo the statistics.
     """
     if not net.config.folded:
         return net
     plain = TriageNet(replace(net.config, folded=False))
     state, folded = plain.state_dict(), net.state_dict()
     state.update({k: v for k, v in folded.items() if k in state})
-    pairs = list(_pairs(plain))
-    for conv, norm in pairs:
+    norms = {name: m for name, m in plain.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for conv, norm in _pairs(plain):
         state[f"{norm}.weight"].fill_(1.0)
         state[f"{norm}.bias"].copy_(folded[f"{conv}.bias"])
+        state[f"{norm}.running_var"].fill_(1 - norms[norm].eps)
     plain.load_state_dict(state)
-    norms = {name: plain.get_submodule(name) for _, name in pairs}
     for module in norms.values():
-        assert isinstance(module, nn.BatchNorm2d) and module.running_var is not None
-        module.running_var.fill_(1 - module.eps)  # scale and shift alone, until its input has been seen
+        settle(module)  # scale and shift alone, until its input has been seen
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -85,14 +95,13 @@ def unfold(net: TriageNet, images: Iterable[Tensor]) -> TriageNet:
             plain.eval()(batch)
     for hook in hooks:
         hook.remove()
-    for conv, norm in pairs:
-        module = norms[norm]
-        assert isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None
-        mean, square = torch.stack(seen[norm]).mean(0)
+    for name, module in norms.items():
+        assert module.running_mean is not None and module.running_var is not None
+        mean, square = torch.stack(seen[name]).mean(0)
         variance = (square - mean.square()).clamp_min(1e-8)
         with torch.no_grad():
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
-            module.weight.copy_((variance + module.eps).sqrt())
-            module.bias.copy_(folded[f"{conv}.bias"].double() + mean)
+            module.bias.add_(module.weight.double() * mean)
+            module.weight.copy_(module.weight.double() * (variance + module.eps).sqrt())
     return plain

@@ -15,7 +15,7 @@ from cxrvit_edge.errors import BundleError
 from cxrvit_edge.model import checkpoint
 from cxrvit_edge.model.folding import fold
 from cxrvit_edge.model.triage_net import TriageNet
-from export.weights import write_weights
+from export.weights import HALF_LEAST, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -35,6 +35,9 @@ def test_stored_as_the_bundle_wants_it(net: TriageNet, tmp_path: Path) -> None:
     for name, value in stored.items():
         assert value.dtype == (torch.float16 if value.ndim > 1 else torch.float32), name
         torch.testing.assert_close(value.float(), folded[name], rtol=2**-11, atol=2**-24)
+        if "running" not in name:
+            large = value[value.abs() >= HALF_LEAST].float()
+            assert torch.equal(large, large.half().float()), f"{name}: an FP16 graph would round it"
     for name, value in reference.state_dict().items():
         if name in stored:
             assert value.dtype == torch.float32
@@ -85,12 +88,29 @@ def test_the_largest_half_fits(net: TriageNet, tmp_path: Path) -> None:
     assert float(reference.diagnosis.weight.detach()[0, 0]) == 65_504.0
 
 
-def test_half_precision_keeps_one_dimensional_parameters_whole(net: TriageNet, tmp_path: Path) -> None:
-    """A running variance of 1e6 or 1e-9 is no rare thing and FP16 holds neither."""
+@pytest.mark.parametrize("variance", [1e6, 1.0, 1e-9])
+def test_a_norm_is_stored_as_scale_and_shift_that_half_precision_has(
+    net: TriageNet, tmp_path: Path, variance: float
+) -> None:
+    """A running variance of 1e6 or 1e-9 is no rare thing and FP16 holds neither; its scale it holds."""
     norm = net.backbone.features.norm5
     assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_var is not None
-    norm.running_var[:2] = torch.tensor([1e6, 1e-9])
-    write_weights(net, tmp_path / "w.safetensors", {})
-    stored = load_file(tmp_path / "w.safetensors")["backbone.features.norm5.running_var"]
-    np.testing.assert_array_equal(stored[:2].numpy(), np.array([1e6, 1e-9], np.float32))
+    assert norm.running_var is not None and norm.running_mean is not None
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.fill_(variance)
+        x = torch.randn(2, norm.num_features, 4, 4)
+        before = norm.eval()(x)
+    reference = write_weights(net, tmp_path / "w.safetensors", {})
+    stored = {k: v for k, v in load_file(tmp_path / "w.safetensors").items() if k.startswith("backbone.features.norm5")}
+    assert not stored["backbone.features.norm5.running_mean"].any()
+    with torch.no_grad():
+        after = reference.backbone.features.norm5(x)  # type: ignore[operator]
+    limit = 2**-10 * float(before.abs().max())
+    assert 0 < float((after - before).abs().max()) <= limit
+    weight, spread = (stored[f"backbone.features.norm5.{n}"].double().numpy() for n in ("weight", "running_var"))
+    scale = weight / np.sqrt(spread + norm.eps)  # as an FP16 graph computes its constant
+    normal = np.abs(weight) >= HALF_LEAST
+    np.testing.assert_array_equal(scale.astype(np.float16)[normal], weight[normal])
