@@ -139,7 +139,8 @@ class Loader:
         if self.augmentation is None:
             return _Sample([pixels] * self.views, mask, False)
         rng = np.random.default_rng([self.seed, epoch, i, *([again] if again else [])])
-        turned = rng.random() < self.augmentation.negative
+        # of films with masks alone: else a source without any shows itself only where no lungs are to be found
+        turned = rng.random() < self.augmentation.negative and self.records[i].lungs is not None
         first, lungs = augment(pixels, mask, self.augmentation, rng)
         if turned:
             first, lungs = negative(first, rng), np.zeros_like(lungs)
