@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,9 +131,13 @@ def test_a_left_iteration_ends_its_thread(drawn: Drawn) -> None:
     assert threading.active_count() == before
 
 
+def masked(drawn: Drawn) -> Drawn:
+    return [replace(r, lungs=Path("mask.png")) for r in drawn[0]], drawn[1]
+
+
 def test_negatives_teach_no_lungs_and_nothing_else(drawn: Drawn) -> None:
     every = Augmentation(negative=1.0)
-    for b in loader(drawn, augmentation=every).epoch(0):
+    for b in loader(masked(drawn), augmentation=every).epoch(0):
         assert b.is_negative.all()
         assert b.has_lungs.all()
         assert not b.lungs.any()
@@ -141,8 +146,20 @@ def test_negatives_teach_no_lungs_and_nothing_else(drawn: Drawn) -> None:
         assert not b.zone_weight.any()
 
 
+def test_a_film_without_masks_is_never_a_negative(drawn: Drawn) -> None:
+    """Shown upright without a target and turned with an empty one, its source would mean no lungs."""
+    records, cache = drawn
+    without = [replace(r, lungs=None) if i % 2 else r for i, r in enumerate(masked((records, cache))[0])]
+    every = Augmentation(negative=1.0)
+    for b in loader((without, cache), batch=10, augmentation=every, training=False).epoch(0):
+        has = torch.tensor([r.lungs is not None for r in without])
+        assert b.is_negative.sum() == has.sum() and b.has_lungs.sum() == has.sum()
+        assert (b.label[~b.is_negative] != -1).any()
+        assert not b.has_lungs[~b.is_negative].any()
+
+
 def test_negatives_are_as_frequent_as_asked(drawn: Drawn) -> None:
-    train = loader(drawn, batch=10, augmentation=Augmentation(negative=0.3))
+    train = loader(masked(drawn), batch=10, augmentation=Augmentation(negative=0.3))
     share = np.mean([b.is_negative.float().mean().item() for e in range(40) for b in train.epoch(e)])
     assert 0.22 < share < 0.38
 
