@@ -42,9 +42,9 @@ class Rule(NamedTuple):
 
     def points(self, manifest: Manifest) -> Mapping[str, float]:
         """Class -> threshold; empty if the bundle has none at this sensitivity."""
-        if self.sensitivity == SENSITIVITIES[0]:
-            return manifest.operating_points
-        return manifest.sensitive_points or {}
+        usual, sensitive = SENSITIVITIES
+        known = {usual: manifest.operating_points, sensitive: manifest.sensitive_points}
+        return known.get(self.sensitivity) or {}
 
 
 USUAL = Rule()
