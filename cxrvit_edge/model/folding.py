@@ -102,6 +102,8 @@ def unfold(net: TriageNet, images: Iterable[Tensor]) -> TriageNet:
         with torch.no_grad():
             module.running_mean.copy_(mean)
             module.running_var.copy_(variance)
-            module.bias.add_(module.weight.double() * mean)
-            module.weight.copy_(module.weight.double() * (variance + module.eps).sqrt())
+            mean, variance = module.running_mean.double(), module.running_var.double()  # as they are stored
+            scale = module.weight.double()
+            module.bias.copy_(module.bias.double() + scale * mean)
+            module.weight.copy_(scale * (variance + module.eps).sqrt())
     return plain
