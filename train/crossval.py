@@ -182,6 +182,8 @@ def restore(out: Path, plan: Plan, found: Mapping[str, Any], made: Mapping[int, 
         k = fold["fold"]
         if fold["rows"] != plan.digest() or fold["folds"] != plan.folds_digest():
             raise UsageError(f"{out}: fold {k} was made with other data; name the same")
+        if (out / f"fold-{k}" / STATE).is_file():
+            raise UsageError(f"{out}: has a fold-{k}, which would be lost; name another folder")
         state = {"settings": found["settings"], "recipe": found["recipe"], **{f: fold[f] for f in MADE}}
         _write(out / f"fold-{k}" / STATE, state)
         save(out / f"fold-{k}" / PREDICTIONS, plan, *made[k])

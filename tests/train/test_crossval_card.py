@@ -101,6 +101,9 @@ def test_folds_that_are_committed_go_on_elsewhere(
         else:
             assert now[name][order].tolist() == values.tolist(), name
 
+    assert crossval.main([str(tmp_path / "on"), *asked, "--restore"]) == 2
+    assert "would be lost" in capsys.readouterr().out
+
     other = make_crossval_folder(tmp_path / "other", patients=20).root
     assert crossval.main([str(tmp_path / "no"), "--data", str(other), "--name", "edge", "--restore"]) == 2
     assert "other data" in capsys.readouterr().out
